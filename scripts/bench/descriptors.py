@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """Which vector from the network retrieves best for its size? Layers, pooling, views, normalisation, PCA with whitening.
 
-    scripts/bench/descriptors.py DATA [--model NAME] [--only SET ...] [--limit N] [--all]
+    scripts/bench/descriptors.py DATA [--choices SETS] [--model NAME] [--only SET ...] [--limit N] [--all]
 
 DATA is the folder with tiny-imagenet/, imagenette160/, cifar10/, corel/ and clothing/. Recipes are chosen on the first
 three sets: `held-out`, 2,048 training images that scripts/reproduce/weights.py keeps from training; `other classes`,
 the same, where components learned on half of the classes are tried on the other half, both ways; `CIFAR-10 train`,
-2,000 images of another kind. The rest is only reported. Components are learned without labels, from the set that is
-searched (`own`, as `build --features` does) or from 4,096 training images (`train`). Layers are kept in
-indexes/descriptors/ (0.6 GB a set of weights), so a second run only measures. --all adds the rows that were left behind
-early.
+2,000 images of another kind. With SETS, the folder that scripts/reproduce/arrays.py made, also on the sets by which
+scripts/reproduce/judge.py chooses: 600 pictures each of scenes, groceries and waste. The rest is only reported.
+Components are learned without labels, from the set that is searched (`own`, as `build --features` does) or from 4,096
+training images (`train`). Layers are kept in indexes/descriptors/ (0.6 GB a set of weights), so a second run only
+measures. --all adds the rows that were left behind early.
 
 All but the first row have unit length, so their order is the cosine's. Query expansion and database-side augmentation
 (Arandjelović & Zisserman, CVPR 2012) search one half of a set by the other, in rows with a reference of their own.
@@ -34,6 +35,7 @@ if __name__ == "__main__":  # in .venv, whichever Python was called
     reexecute()
 
 import numpy as np
+from PIL import Image
 
 from simsearch.common import intervals
 from simsearch.evaluation import metrics
@@ -52,6 +54,11 @@ SETS = {
     "Tiny-ImageNet val": ("tiny-imagenet/val.zip", 3000),
     "corel": ("corel", 2500),
     "clothing": ("clothing", 300),
+}
+CHOICES = {
+    "scenes": "Landscape-Image-Classification",
+    "groceries": "GroceryStoreDataset",
+    "waste": "Trash-Classification-",
 }
 VIEWS = {"centre": 1, "mirror": 1, "corners": 4, "large": 1}
 
@@ -93,6 +100,14 @@ ROWS = (
     Row("fc7 + fc6", joined("fc6", "", 1.0), early=True),
     Row("fc7 + 0.5 R-MAC", joined("conv5", "rmac", 0.5), early=True),
     Row("fc7 + 0.5 R-MAC, PCA 256, 0.25", joined("conv5", "rmac", 0.5, dimension=256, whitening=0.25)),
+    *(
+        Row(
+            f"fc7 + {weight:g} R-MAC + mirror, PCA {d}, 0.25",
+            joined("conv5", "rmac", weight, dimension=d, whitening=0.25),
+            BOTH,
+        )
+        for weight, d in ((0.5, 256), (1.0, 256), (1.0, 128), (1.0, 512))
+    ),
     Row("fc7 + mirror", of(), BOTH),
     Row("fc7 + 4 corners", of(), FIVE),
     Row("fc7 + mirror + 4 corners", of(), ("centre", "mirror", "corners"), early=True),
@@ -138,6 +153,42 @@ def pictures(data: Path, name: str) -> list[labelled.LabelledImage]:
     return [found[row] for row in np.sort(order)]
 
 
+class Choice:
+    """A set that weights are chosen by, from the arrays of scripts/reproduce/arrays.py: pixels (N, P, P, 3) uint8."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "reproduce"))
+        import judge
+
+        self.data = next(data for known, data in judge.choices(folder) if known == CHOICES[name])
+
+    def __len__(self) -> int:
+        return len(self.data.pixels)
+
+    def open(self, row: int) -> Image.Image:
+        return Image.fromarray(self.data.pixels[row])
+
+    def label(self, row: int) -> str:
+        return self.data.classes[self.data.labels[row]]
+
+
+class Files:
+    """A set of picture files, or the training images of some kind."""
+
+    def __init__(self, data: Path, name: str, resize: int) -> None:
+        self.found, self.resize = pictures(data, name), resize
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def open(self, row: int) -> Image.Image:
+        picture = self.found[row]
+        return decode.decode_image(picture.source.read(picture.path), self.resize).image
+
+    def label(self, row: int) -> str:
+        return self.found[row].label
+
+
 def larger(model: base.Model) -> Callable[[np.ndarray], np.ndarray]:
     """The convolutions alone, which take pictures of any size, in torch."""
     import torch
@@ -163,8 +214,8 @@ def larger(model: base.Model) -> Callable[[np.ndarray], np.ndarray]:
 class Layers:
     """A model's layers for a view of pictures, kept on disk."""
 
-    def __init__(self, data: Path, model: base.Model, limit: int | None) -> None:
-        self.data, self.model, self.limit = data, model, limit
+    def __init__(self, data: Path, choices: Path | None, model: base.Model, limit: int | None) -> None:
+        self.data, self.choices, self.model, self.limit = data, choices, model, limit
         part = model.weights_sha256[:16] + (f"-{limit}" if limit else "")
         self.folder = Path("indexes/descriptors") / part
         side = model.recipe
@@ -172,7 +223,7 @@ class Layers:
             "centre": side,
             "mirror": side,
             "corners": replace(side, crop=side.resize),
-            "large": replace(side, resize=2 * side.resize, crop=224),
+            "large": replace(side, resize=round(side.resize * 224 / side.crop), crop=224),
         }
         self.larger: Any = None
 
@@ -199,21 +250,24 @@ class Layers:
         if (place / f"{view}.done").exists():
             return place
         place.mkdir(parents=True, exist_ok=True)
-        found = pictures(self.data, name)[: self.limit]
         recipe = self.recipes[view]
-
-        def pixels(picture: labelled.LabelledImage) -> np.ndarray:
-            return recipe.pixels(decode.decode_image(picture.source.read(picture.path), recipe.resize).image)
-
+        found: Choice | Files
+        if name in CHOICES:
+            assert self.choices is not None
+            found = Choice(self.choices, name)
+        else:
+            found = Files(self.data, name, recipe.resize)
+        rows = range(min(len(found), self.limit or len(found)))
         parts: dict[str, list[np.ndarray]] = {}
         with ThreadPoolExecutor() as pool:
-            for start in range(0, len(found), 64):
-                batch = np.stack(list(pool.map(pixels, found[start : start + 64])))
-                for layer, rows in self.compute(view, batch).items():
-                    parts.setdefault(layer, []).append(rows.astype(np.float16))
+            for start in range(0, len(rows), 64):
+                some = rows[start : start + 64]
+                batch = np.stack(list(pool.map(lambda row: recipe.pixels(found.open(row)), some)))
+                for layer, block in self.compute(view, batch).items():
+                    parts.setdefault(layer, []).append(block.astype(np.float16))
         for layer, blocks in parts.items():
             np.save(place / f"{view}-{layer}.npy", np.concatenate(blocks))
-        np.save(place / "labels.npy", np.array([picture.label for picture in found]))
+        np.save(place / "labels.npy", np.array([found.label(row) for row in rows]))
         (place / f"{view}.done").touch()
         return place
 
@@ -304,12 +358,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", default=registry.DEFAULT)
-    parser.add_argument("--only", action="append", choices=[HELD, CLASSES, *SETS], help="only this set; repeatable")
+    parser.add_argument("--choices", type=Path, metavar="SETS", help="folder of scripts/reproduce/arrays.py")
+    parser.add_argument(
+        "--only", action="append", choices=[HELD, CLASSES, *CHOICES, *SETS], help="only this set; repeatable"
+    )
     parser.add_argument("--row", action="append", default=[], metavar="WORDS", help="only rows with these words")
     parser.add_argument("--limit", type=int, help="approximate number of images of each set, to try the whole path")
     parser.add_argument("--all", action="store_true", help="also rows that did worse from the start")
     options = parser.parse_args()
-    layers = Layers(options.data, load.load_model(options.model, "cpu"), options.limit)
+    if not options.choices and set(options.only or ()) & set(CHOICES):
+        parser.error("scenes, groceries and waste need --choices")
+    layers = Layers(options.data, options.choices, load.load_model(options.model, "cpu"), options.limit)
     took = layers.milliseconds()
     rows = [
         row
@@ -320,7 +379,7 @@ def main() -> None:
     print(
         f"{layers.model.name}, {layers.model.weights_sha256[:16]}; bytes an item as float16; ms an image in the network"
     )
-    for name in options.only or [HELD, CLASSES, *SETS]:
+    for name in options.only or [HELD, CLASSES, *(CHOICES if options.choices else ()), *SETS]:
         reference: dict[bool, np.ndarray] = {}
         for row in rows:
             values = measured(layers, name, row)
