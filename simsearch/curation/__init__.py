@@ -1,1 +1,1 @@
-"""Finds faults and representative items in a data set from exact nearest neighbours; `cleanup` acts on duplicates."""
+"""Examines an index: outliers, wrong labels, leaks, a diverse choice, maps; `cleanup` moves or links duplicates."""

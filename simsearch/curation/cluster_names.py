@@ -1,4 +1,4 @@
-"""Names the clusters of a map by their most frequent labels, or by a classifier's guesses for central items."""
+"""Names the clusters of a map after their most frequent labels, or after the classes that a classifier sees."""
 
 from __future__ import annotations
 
@@ -20,16 +20,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 KINDS = ("auto", "labels", "guesses", "numbers")
-"""Sources of names; auto uses labels for clusters where at least half of the items have one, else guesses."""
+"""The ways to name clusters.
+
+labels: after the labels of a cluster's items. guesses: after the classes that a classifier gives to its images.
+numbers: "cluster 1", "cluster 2" and so on. auto: labels for a cluster where at least half of the items have a label,
+guesses for every other cluster.
+"""
 
 CENTRAL = 8
-"""Number of items of each cluster that are classified."""
+"""Number of images of a cluster that are classified to name it: those nearest to its centre."""
 
 MAJORITY = 0.5
-"""Limit for adding a second label or class to a name.
+"""Threshold that decides if a cluster is named after two labels or classes instead of one.
 
-Labels: the first has at most this share, and the second at least this ratio to the first. Guesses: the ratio of the
-second to the first exceeds this limit.
+Labels: a second label is added if the first label has at most this share of the labelled items, and the count of the
+second label divided by that of the first is at least this threshold.
+Classes of a classifier: a second class is added if its probability divided by that of the first class is above this
+threshold.
 """
 
 
@@ -41,12 +48,14 @@ def name_clusters(
     *,
     largest: int | None = None,
 ) -> ItemMap:
-    """Returns the map with names for its clusters.
+    """Returns a copy of the map whose clusters have names.
 
-    kind: one of `KINDS`. model: loads the classifier; called only if guesses are needed. With kind auto, clusters keep
-    their numbers if the model has no classes or cannot be loaded. progress: called with the numbers of clusters
-    classified and to classify. largest: pictures with more pixels are not classified; None for no limit.
-    Raises UsageError for an unknown kind, and with kind guesses any error of the model.
+    kind: one of `KINDS`.
+    model: loads the classifier. It is called only if a cluster needs a guess; None: such clusters keep their numbers.
+    progress: called with the number of clusters classified so far, and the number of all clusters to classify.
+    largest: the largest number of pixels of an image that is classified; None for no limit.
+    With kind auto, clusters that need a guess keep their numbers if the model has no classes or cannot be loaded. With
+    kind guesses, the error is raised instead. Raises UsageError for an unknown kind.
     """
     if kind not in KINDS:
         raise UsageError(f"names are {kind!r}", hint=", ".join(KINDS))
@@ -62,14 +71,20 @@ def name_clusters(
 
 
 def check_classifier(model: Any) -> Any:
-    """Returns a model's network, without the layer that `--features` adds. Raises UsageError without classes."""
+    """Returns the model that classifies: `model`, or the model inside it if `--features` changed its features.
+
+    Raises UsageError if the model has no classes.
+    """
     network = getattr(model, "base", model)
     classify.check_classes(network)
     return network
 
 
 def _classifier(model: Callable[[], Any], kind: str) -> Any:
-    """Returns the loaded classifier; None if `kind` needs none, or if kind auto has no usable one."""
+    """Loads and returns the classifier; returns None if `kind` is labels or numbers.
+
+    If the classifier cannot be used, kind guesses raises the error; kind auto logs a warning and returns None.
+    """
     if kind in ("labels", "numbers"):
         return None
     try:
@@ -82,7 +97,7 @@ def _classifier(model: Callable[[], Any], kind: str) -> Any:
 
 
 def _by_labels(drawn: ItemMap, number: int, few: bool) -> Cluster | None:
-    """Returns a cluster named by its items' labels; None if too few items are labelled.
+    """Returns the cluster with this number, named after its items' labels; None if too few items have labels.
 
     few: True if one labelled item is enough, False if at least half of the items must have labels.
     """
@@ -101,7 +116,11 @@ def _by_labels(drawn: ItemMap, number: int, few: bool) -> Cluster | None:
 def _guesses(
     drawn: ItemMap, numbers: Sequence[int], model: Any, progress: Progress, largest: int | None
 ) -> dict[int, Cluster]:
-    """Returns clusters named by the mean class probabilities of their central items; none without a readable image."""
+    """Returns the clusters with these numbers, by number, each named after the most probable class of its images.
+
+    The class probabilities are averaged over the `CENTRAL` items nearest to the centre of a cluster. A cluster without
+    a readable image is left out.
+    """
     classes, found = model.classes, {}
     for done, number in enumerate(numbers, 1):
         members = [drawn.members[place] for place in central(drawn, number, CENTRAL)]
@@ -120,7 +139,10 @@ def _guesses(
 
 
 def central(drawn: ItemMap, number: int, count: int) -> NDArray[np.int64]:
-    """Returns the places of the items that lie nearest to the median of a cluster, the nearest first."""
+    """Returns the `count` items nearest to the median position of a cluster, the nearest first.
+
+    The result has indices into `drawn.members`, fewer if the cluster is smaller. number: the number of the cluster.
+    """
     places = np.flatnonzero(drawn.cluster_ids == number)
     positions = drawn.positions[places]
     away = ((positions - np.median(positions, axis=0)) ** 2).sum(1)
@@ -129,7 +151,7 @@ def central(drawn: ItemMap, number: int, count: int) -> NDArray[np.int64]:
 
 
 def _unique(clusters: Sequence[Cluster]) -> list[Cluster]:
-    """Makes names unique by appending numbers: cat, cat 2, cat 3."""
+    """Returns the clusters with unique names: a repeated name gets a number, as in "cat", "cat 2", "cat 3"."""
     taken: set[str] = set()
     named = []
     for cluster in clusters:

@@ -1,8 +1,9 @@
 """Chooses a few items that represent all: the greedy k-center algorithm (Gonzalez 1985).
 
-Each step chooses the item farthest from all chosen ones. The radius, the largest distance from any item to its nearest
-chosen one, is then at most twice the smallest possible radius for the same number of items. No polynomial-time method
-can guarantee a better factor, unless P = NP. The first N - 1 of N chosen items are the choice for N - 1.
+Each step chooses the item farthest from all chosen ones. The radius is the largest distance from any item to its
+nearest chosen item. It is at most twice the smallest possible radius for the same number of chosen items. No
+polynomial-time method can guarantee a better factor, unless P = NP. Since items are chosen one by one, a choice of 10
+items begins with the choice of 9.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ from simsearch.errors import UsageError
 from simsearch.storage.protocols import Searchable
 
 BLOCK = 2048
-"""Rows that are read and measured at once."""
+"""Number of items whose features are read and compared at once."""
 
 
 def diverse(snapshots: Searchable, count: int, progress: Progress = no_progress) -> list[Finding]:
-    """Returns `count` items in the order of choice, or fewer if all others are copies; the first is the most central.
+    """Returns `count` items that represent the index, in the order in which they were chosen.
 
-    Facts of each finding: radius, the largest distance from an item of the index to the nearest item chosen so far.
-    Raises UsageError.
+    The first item is the one nearest to the mean of all features. Fewer than `count` items are returned if every other
+    item has the same features as a chosen one.
+    Facts of each finding: `radius`, the largest distance from an item of the index to the nearest item chosen so far.
+    Raises UsageError if `count` is less than 1 or the index has no items.
     """
     if count < 1:
         raise UsageError(f"the number of items to choose is {count}", hint="1 or more")
@@ -40,7 +43,7 @@ def diverse(snapshots: Searchable, count: int, progress: Progress = no_progress)
         radii: list[float] = []
         while len(chosen) < count:
             place = int(_distances(collection, spans, point).argmin()) if not chosen else int(nearest.argmax())
-            if chosen and nearest[place] == 0:  # all others are copies
+            if chosen and nearest[place] == 0:  # every other item equals a chosen one
                 break
             chosen.append(place)
             point = collection.features(place, place + 1)[0].astype(np.float64)
@@ -54,6 +57,9 @@ def diverse(snapshots: Searchable, count: int, progress: Progress = no_progress)
 
 
 def _distances(collection: Collection, spans: list[tuple[int, int]], point: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the distances of all items to a point of D dimensions: (n,)."""
+    """Returns the Euclidean distance from the features of each item to `point`: (n,) float64.
+
+    spans: (start, stop) ranges of items, which are read one range at a time. point: of the features' dimension.
+    """
     parts = [np.sqrt(squared_norms(collection.features(*span) - point.astype(np.float32))) for span in spans]
     return np.concatenate(parts).astype(np.float64)

@@ -1,6 +1,7 @@
-"""The exact nearest neighbours of all items of an index: the basis of most other modules in this package.
+"""Finds the exact nearest neighbours of all items of an index, which most other modules of this package use.
 
-Letters: n items in the order of their ids, k neighbours, D dimension.
+The *place* of an item is its position, from 0, when all items are sorted by id.
+Letters: n items, k neighbours of each, D dimension of the features.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLOCK = 256
-"""Items that are searched for at once."""
+"""Number of items whose neighbours are searched for at once."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """An item that was found, the facts about it, and other items as evidence, nearest first."""
+    """One result of a curation function.
+
+    member: the item that was found. facts: what was found out about the item, by name, such as a score.
+    evidence: other items that show why, such as its neighbours, the nearest first.
+    """
 
     member: Member
     facts: Mapping[str, Any]
@@ -36,10 +41,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Collection:
-    """All items of a snapshot of an index.
+    """All items of an index at one moment, and access to their features.
 
-    items: ordered by id. rows: (n,) the row of each item's features. order: (n,) positions in `items`, by ascending
-    row. generation: that of the index.
+    snapshot: reads and searches the features.
+    items: all items, sorted by id.
+    rows: (n,) the row of each item in the file of features.
+    order: (n,) the places of the items, sorted by their rows.
+    generation: a number of the index that grows with every change.
     """
 
     snapshot: SearchSnapshot
@@ -50,7 +58,7 @@ class Collection:
 
     @classmethod
     def read(cls, snapshots: Searchable, reader: ItemReader) -> Collection:
-        """Reads all items. Raises UsageError if there are none."""
+        """Reads all items of an index. Raises UsageError if there are none."""
         items = list(reader.items())
         if not items:
             raise UsageError("the index has no items", hint="simsearch build SOURCE")
@@ -58,22 +66,28 @@ class Collection:
         return cls(snapshots.current(reader), items, rows, np.argsort(rows), reader.state("generation"))
 
     def member(self, place: int, distance: float = 0.0, own: bool = True) -> Member:
-        """Returns the item at a place. distance: to the item beside which it is shown. own: see `Member`."""
+        """Returns the item at a place, with its path and source, for display.
+
+        distance: the distance to the item that was found, if this one is shown as evidence. own: False if the item
+        belongs to another index that the user's index is compared with.
+        """
         item = self.items[place]
         source = self.snapshot.sources[item.source]
         return Member(item, source.display(item.path), distance, source, own)
 
     def features(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Reads the features of the items in places `start` to `stop`: (stop - start, D)."""
+        """Reads the features of the items at places `start` to `stop - 1`: (stop - start, D) float32."""
         return self.snapshot.flat.read(self.rows[start:stop]).astype(np.float32)
 
     def search(
         self, queries: NDArray[np.float32], k: int, without: Sequence[int] | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Returns the places of the k items nearest to each of (nq, D) queries and their distances, both (nq, k).
+        """Returns the places of the k items nearest to each query, and the distances to them: both (nq, k).
 
-        without: for each query, the place of an item to leave out. Missing neighbours have place -1 and an infinite
-        distance. Ties are ordered by id.
+        queries: (nq, D). without: the place of an item to leave out for each query, such as the query itself; None to
+        leave out none.
+        If there are fewer than k items, the rest of a row has place -1 and infinite distance. Items at the same
+        distance are sorted by id.
         """
         found = self.snapshot.flat.search(queries, k + (without is not None), self.snapshot.live)
         ascending = self.rows[self.order]
@@ -89,14 +103,22 @@ class Collection:
 
 @dataclass(frozen=True)
 class Graph:
-    """The k nearest other items of each item. places, distances: (n, k); -1 and infinite for missing neighbours."""
+    """The k nearest other items of each item.
+
+    places: (n, k), places of the neighbours, nearest first; -1 where a neighbour is missing.
+    distances: (n, k), Euclidean distances to the neighbours; infinite where a neighbour is missing.
+    """
 
     collection: Collection
     places: NDArray[np.int64]
     distances: NDArray[np.float64]
 
     def weights(self) -> NDArray[np.float32]:
-        """Returns the weight of each neighbour, (n, k): exp(-(d / m)²) for distance d, m the item's mean distance."""
+        """Returns a weight for each neighbour of each item: exp(-(d / m)²), as (n, k) float32.
+
+        d is the distance to the neighbour, m the mean distance to all neighbours of the item. Missing neighbours have
+        weight 0.
+        """
         known = self.places >= 0
         distances = np.where(known, self.distances, 0)
         mean = np.maximum(distances.sum(1, keepdims=True) / np.maximum(known.sum(1, keepdims=True), 1), 1e-12)
@@ -110,9 +132,10 @@ class Graph:
 
 @contextlib.contextmanager
 def neighbour_graph(snapshots: Searchable, k: int, progress: Progress = no_progress) -> Iterator[Graph]:
-    """Yields the graph of the exact k nearest other items of each item. Raises UsageError for an empty index or k < 1.
+    """Finds the exact k nearest other items of each item and yields them; the index stays open for reading meanwhile.
 
-    progress: called with the number of items done and of all items.
+    progress: called with the number of items searched so far and the number of all items.
+    Raises UsageError if the index has no items or if k is less than 1.
     """
     if k < 1:
         raise UsageError(f"the number of neighbours is {k}", hint="1 or more")

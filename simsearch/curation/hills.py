@@ -1,11 +1,13 @@
-"""Clusters on a map: the hills of the density of its points.
+"""Finds the clusters of a map: hills in the density of its points.
 
-The density is estimated on a grid with a Gaussian kernel. Hills are found from the highest cell down. A hill that rises
-little above its saddle to a higher hill is merged into that higher hill. This is the persistence-based mode seeking of
-Chazal, Guibas, Oudot and Skraba (ToMATo, J. ACM 2013), with the ratio of peak to saddle as prominence. So the clusters
-are the ones visible on the map, the points determine the number of clusters, and the result is deterministic.
+The density is the number of points in each cell of a grid, smoothed with a Gaussian kernel. Each local maximum of the
+density is the peak of a hill. A cell belongs to the hill whose peak is reached by the steepest ascent from the cell.
+The saddle of a hill is the highest cell where the hill meets a higher one. The prominence of a hill is the density at
+its peak divided by the density at its saddle. A hill with low prominence is merged into the higher hill. This method is
+ToMATo (Chazal, Guibas, Oudot and Skraba, J. ACM 2013).
+The number of clusters follows from the points, and the same points always give the same clusters.
 
-Letters: n points, G cells along a side of the grid, m occupied cells.
+Letters: n points, G x G' cells of the grid, m cells with a density above 0, p hills.
 """
 
 from __future__ import annotations
@@ -19,32 +21,42 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BANDWIDTH = 0.2
-"""Bandwidth of the kernel as a fraction of Silverman's rule, which is for one Gaussian cloud; a map has many clouds."""
+"""Bandwidth of the kernel, as a fraction of the bandwidth that Silverman's rule gives.
+
+The rule assumes a single Gaussian cloud of points, but a map has many smaller clouds.
+"""
 
 PROMINENCE = 1.3
-"""Smallest prominence of a cluster: the ratio of a hill's peak to its saddle to a higher hill."""
+"""Smallest prominence of a hill that becomes a cluster: density at the peak divided by density at the saddle."""
 
 NOISE = 2.5
-"""Smallest height of a hill above its saddle, in standard deviations of the density; lower hills may be chance."""
+"""Smallest height of a cluster's peak above its saddle, in standard deviations of the density.
+
+Lower hills may be due to chance.
+"""
 
 MOST = 60
-"""Largest number of clusters by default; a map with more names cannot be read."""
+"""Largest number of clusters by default; on a map with more names, people could not read the names."""
 
 LEAST_SHARE, LEAST = 500, 3
-"""A hill with fewer than n / 500 points, or fewer than 3, is merged into the nearest hill."""
+"""A hill with fewer than n / LEAST_SHARE points, or fewer than LEAST points, is merged into the hill nearest to it."""
 
 CELLS, LARGEST = 2.0, 512
-"""Number of grid cells per bandwidth, and largest number of cells along a side of the map, without its margin."""
+"""Number of grid cells per bandwidth, and largest number of cells along a side of the map without its margin.
+
+If the map would need more cells than that, its cells are made larger.
+"""
 
 
 @dataclass(frozen=True)
 class _Hills:
-    """Cells by descending density, each with the hill that it belongs to, and the peaks.
+    """The hills of a density, numbered from 0 by descending density of their peaks.
 
-    hill: (m,) the number of the hill on whose peak the steepest ascent from a cell ends.
+    hill: (m,) the number of each cell's hill, for the cells in the order of descending density.
     peaks: (p,) the density at each hill's peak.
-    parents: (p,) the higher hill that is reached over the highest saddle; the hill itself if there is none.
-    prominences: (p,) density of the peak over that of the saddle; infinite without a saddle.
+    parents: (p,) the number of the higher hill that each hill meets at its saddle; its own number if it has no saddle.
+    If several hills were merged there before, it is the highest of them.
+    prominences: (p,) the density at the peak divided by the density at the saddle; infinite without a saddle.
     """
 
     hill: NDArray[np.int64]
@@ -54,9 +66,11 @@ class _Hills:
 
 
 def find_hills(positions: NDArray[np.float32], most: int | None = None) -> NDArray[np.int32]:
-    """Returns the cluster number of each of (n, 2) points: (n,). Cluster 0 is the largest.
+    """Returns the number of each point's cluster: (n,) int32. Cluster 0 is the largest.
 
-    most: the largest number of clusters; None for all prominent ones, at most `MOST`.
+    positions: (n, 2).
+    most: the largest number of clusters. The hills with the highest prominence become clusters, even if their
+    prominence is below PROMINENCE. None: all hills with a prominence of at least PROMINENCE, up to `MOST`.
     """
     cells, bandwidth = _cells_of(positions)
     density = _smooth(cells, bandwidth)
@@ -71,7 +85,10 @@ def find_hills(positions: NDArray[np.float32], most: int | None = None) -> NDArr
 
 
 def _cells_of(positions: NDArray[np.float32]) -> tuple[NDArray[np.int64], float]:
-    """Returns the cell of each point, (n, 2), and the bandwidth in cells."""
+    """Returns the grid cell of each point, (n, 2) int64 as column and row, and the kernel's bandwidth in cells.
+
+    The grid begins with a margin of empty cells.
+    """
     n = len(positions)
     low, high = positions.min(0).astype(np.float64), positions.max(0).astype(np.float64)
     spread = float(positions.astype(np.float64).std(0).mean())
@@ -84,7 +101,10 @@ def _cells_of(positions: NDArray[np.float32]) -> tuple[NDArray[np.int64], float]
 
 
 def _smooth(cells: NDArray[np.int64], bandwidth: float) -> NDArray[np.float64]:
-    """Returns the number of points in each cell, smoothed with a Gaussian kernel: (G, G'), rows by y."""
+    """Returns the density: the number of points in each cell, smoothed with a Gaussian kernel.
+
+    The result is (G, G') float64, indexed by row (y), then column (x). bandwidth: in cells.
+    """
     reach = int(np.ceil(3 * bandwidth))
     width, height = cells.max(0) + reach + 2
     counts = np.zeros((height, width))
@@ -100,7 +120,7 @@ def _smooth(cells: NDArray[np.int64], bandwidth: float) -> NDArray[np.float64]:
 
 
 def _climb(density: NDArray[np.float64]) -> _Hills:
-    """Finds the hills and their saddles in one pass over the non-empty cells, from the highest to the lowest."""
+    """Finds the hills and their saddles in one pass over the cells with a density above 0, the highest cell first."""
     width, flat = density.shape[1], density.ravel()
     order = np.argsort(-flat, kind="stable")
     order = order[: int((flat > 0).sum())]
@@ -138,10 +158,13 @@ def _climb(density: NDArray[np.float64]) -> _Hills:
 
 
 def _choose(hills: _Hills, bandwidth: float, most: int | None) -> NDArray[np.bool_]:
-    """Returns True for each hill that is kept, (p,): the most prominent; of equally prominent, the higher.
+    """Returns which hills are kept as clusters: (p,), True for a kept hill.
 
-    bandwidth: in cells. The variance of a density d, in points per cell, is d / (4 pi bandwidth²), that of a smoothed
-    Poisson count.
+    The most prominent hills are kept; between equally prominent hills, the one with the higher peak. Hills that rise
+    too little above their saddle (see `NOISE`) are dropped. At least one hill is kept.
+    bandwidth: in cells. A count of points is taken as Poisson distributed, so a density d in points per cell has the
+    variance d / (4 pi bandwidth²) after smoothing.
+    most: see `find_hills`.
     """
     rise = hills.peaks - hills.peaks / hills.prominences
     real = rise >= NOISE * np.sqrt(hills.peaks / (4 * np.pi * bandwidth**2))
@@ -153,9 +176,10 @@ def _choose(hills: _Hills, bandwidth: float, most: int | None) -> NDArray[np.boo
 
 
 def _follow(hills: _Hills, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Returns the hill that each hill is merged into, (p,): itself if it is kept, else its nearest kept ancestor.
+    """Returns the number of the hill that each hill is merged into: (p,).
 
-    A hill without a kept ancestor is merged into the highest hill of its island.
+    A kept hill is not merged, so it has its own number. Any other hill is merged into its nearest kept ancestor, found
+    by following `parents`. Without a kept ancestor, it is merged into the highest hill that it is connected to.
     """
     target = np.arange(len(kept))
     for number in range(len(kept)):  # parents have lower numbers
@@ -165,7 +189,11 @@ def _follow(hills: _Hills, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _join(found: NDArray[np.int64], kept: NDArray[np.bool_], positions: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Gives the points of hills that are not kept, or have too few points, to the hill with the nearest centre."""
+    """Moves the points of hills that are not kept, or have too few points, to the hill with the nearest centre.
+
+    found: (n,) the number of each point's hill. kept: (p,), True for a kept hill. Returns the new number of each
+    point's hill: (n,).
+    """
     numbers, place, counts = np.unique(found, return_inverse=True, return_counts=True)
     large = kept[numbers] & (counts >= max(LEAST, len(found) // LEAST_SHARE))
     if not large.any():
@@ -178,7 +206,10 @@ def _join(found: NDArray[np.int64], kept: NDArray[np.bool_], positions: NDArray[
 
 
 def _number(found: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Numbers clusters from 0 by descending size; clusters of equal size are ordered by their first point."""
+    """Replaces the numbers of clusters by numbers from 0, the largest cluster first: (n,) -> (n,) int32.
+
+    Clusters of the same size are numbered in the order of their first points.
+    """
     _, first, place, counts = np.unique(found, return_index=True, return_inverse=True, return_counts=True)
     order = np.lexsort((first, -counts))
     number = np.empty(len(order), np.int32)

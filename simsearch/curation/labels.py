@@ -19,16 +19,18 @@ from simsearch.errors import UsageError
 from simsearch.storage.protocols import Searchable
 
 NEIGHBOURS, SHOWN = 10, 5
+"""Default number of neighbours that give the probabilities, and largest number shown with a finding."""
 
 
 def suspicious_labels(
     snapshots: Searchable, count: int | None = None, k: int = NEIGHBOURS, progress: Progress = no_progress
 ) -> list[Finding]:
-    """Returns the items whose labels are suspicious, the clearest first, with their nearest neighbours.
+    """Returns the items with a suspicious label, the clearest cases first, each with its nearest neighbours.
 
-    count: the largest number of items; None for all. Facts of each finding: suggested, the more probable label;
-    confidence, the difference between the probabilities of the suggested and the current label.
-    Raises UsageError if fewer than two labels are used.
+    count: the largest number of items to return; None for all.
+    Facts of each finding: `suggested`, the more probable label; `confidence`, the probability of the suggested label
+    minus that of the item's own label.
+    Raises UsageError if the items have fewer than two different labels, if there are no items, or if k is less than 1.
     """
     with neighbour_graph(snapshots, k, progress) as graph:
         labels = np.array([item.label for item in graph.collection.items], object)
@@ -48,9 +50,10 @@ def suspicious_labels(
 
 
 def label_numbers(labels: NDArray[Any]) -> tuple[list[str], NDArray[np.int64]]:
-    """Returns the sorted distinct labels, and for each item the position of its label there: (n,), -1 for no label.
+    """Returns the distinct labels, sorted, and the number of each item's label: its position in that list, -1 for None.
 
-    Raises UsageError if there are fewer than two labels.
+    labels: (n,) texts or None. The numbers are (n,) int64. Raises UsageError if there are fewer than two distinct
+    labels.
     """
     names = sorted({label for label in labels.tolist() if label is not None})
     if len(names) < 2:
@@ -60,9 +63,10 @@ def label_numbers(labels: NDArray[Any]) -> tuple[list[str], NDArray[np.int64]]:
 
 
 def label_probabilities(graph: Graph, given: NDArray[np.int64], count: int) -> NDArray[np.float64]:
-    """Returns the probability of each label for each item, estimated from the item's neighbours: (n, count).
+    """Returns the probability of each label for each item, estimated from the item's neighbours: (n, count) float64.
 
-    given: (n,) numbers of labels, -1 for none. Rows of items without labelled neighbours are zero.
+    given: (n,) the number of each item's label, -1 for none. count: the number of labels.
+    The row of an item is zero if none of its neighbours has a label.
     """
     n, k = graph.places.shape
     probable = np.zeros((n, count))
@@ -81,8 +85,9 @@ def find_issues(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Returns a suggested label and a margin for each item, (n,) each, by the rule of confident learning.
 
-    probable: (n, c), see `label_probabilities`. given: (n,) the items' own labels, -1 for none. The margin is the
-    suggested label's probability minus that of the item's own label. Both are -1 if the own label is not suspicious.
+    probable: (n, c), see `label_probabilities`. given: (n,) the number of each item's own label, -1 for none.
+    The margin is the probability of the suggested label minus that of the item's own label. Both results are -1 if the
+    item has no label or its label is not suspicious.
     """
     n, count = probable.shape
     limits = np.array(

@@ -1,10 +1,11 @@
 """Computes positions of items on a plane from their nearest neighbours: t-SNE by openTSNE (extra `[map]`).
 
-t-SNE: van der Maaten and Hinton (2008). The initial positions are the first two principal components (Kobak and Berens
-2019, section "Initialization"), repulsion is interpolated on a grid by FFT (Linderman et al. 2019), and the learning
-rate is n over the exaggeration (Belkina et al. 2019). scripts/bench/map.py compares this layout with UMAP and PaCMAP.
+t-SNE is by van der Maaten and Hinton (2008). The initial positions are the first two principal components (Kobak and
+Berens 2019, section "Initialization"). In large maps, repulsion is interpolated on a grid by FFT (Linderman et al.
+2019). The learning rate is n divided by the exaggeration, the factor that increases attraction (Belkina et al. 2019).
+scripts/bench/map.py compares this layout with UMAP and PaCMAP.
 
-Letters: n items, k neighbours, D dimension.
+Letters: n items, k neighbours of each.
 """
 
 from __future__ import annotations
@@ -30,21 +31,22 @@ PERPLEXITY = 30
 """Effective number of neighbours of an item (van der Maaten and Hinton recommend 5 to 50)."""
 
 NEIGHBOURS = 3 * PERPLEXITY
-"""Number of neighbours to search for; those beyond three times the perplexity have affinities close to zero."""
+"""Number of neighbours to search for: three times the perplexity. Farther ones would have affinities near 0."""
 
 EARLY, ITERATIONS = 250, 500
-"""Number of iterations with exaggerated attraction, which forms the clusters, and of iterations after that."""
+"""Number of iterations in the first phase, where exaggerated attraction forms clusters, and in the second phase."""
 
 EVERY = 10
-"""Iterations from one report of progress to the next."""
+"""Number of iterations from one progress report to the next."""
 
 SAMPLE = 5000
-"""Items that the principal components are computed from."""
+"""Largest number of randomly chosen items from which the principal components are computed."""
 
 BLOCK = 1024
+"""Number of items whose features are read and projected at once."""
 
 FEW = 5000
-"""Largest number of items for Barnes-Hut t-SNE (van der Maaten 2014), which is slower than the grid for more."""
+"""Largest number of items for Barnes-Hut t-SNE (van der Maaten 2014); for more items, the FFT grid is faster."""
 
 
 def check_installed() -> None:
@@ -56,9 +58,10 @@ def check_installed() -> None:
 
 
 def start_positions(collection: Collection, seed: int = 0) -> NDArray[np.float64]:
-    """Returns the features projected on two principal components: (n, 2), scaled to a standard deviation of 1e-4 in x.
+    """Returns the initial positions, (n, 2) float64: the features projected on their first two principal components.
 
-    A little noise is added, since t-SNE could never separate identical items that start at the same position.
+    They are scaled to a standard deviation of 1e-4 in x. A little noise is added, since t-SNE could never separate
+    identical items that start at the same position.
     """
     n, random = len(collection.items), np.random.default_rng(seed)
     chosen = np.sort(random.permutation(n)[:SAMPLE])
@@ -81,10 +84,13 @@ def lay_out(
     progress: Progress = no_progress,
     exaggeration: float = 1.0,
 ) -> NDArray[np.float32]:
-    """Returns the positions of n items, (n, 2), centred at 0.
+    """Returns the final positions of n items on the plane: (n, 2) float32, with mean 0.
 
-    places, distances: (n, k), the nearest other items and the distances to them. start: (n, 2), see `start_positions`.
-    progress: called with the numbers of iterations done and of all iterations. Raises MissingExtraError.
+    places, distances: (n, k), the nearest other items, numbered from 0, and the distances to them.
+    start: (n, 2), the initial positions, see `start_positions`.
+    progress: called with the number of iterations done so far and the number of all iterations.
+    exaggeration: factor that increases attraction in the second phase; 1 for plain t-SNE.
+    Raises MissingExtraError if openTSNE is not installed.
     """
     check_installed()
     n, k = places.shape

@@ -1,7 +1,8 @@
-"""Finds images of one index that are also in another one, for example training images in a test set.
+"""Finds images of one index that are also in another index, for example training images in a test set.
 
-Each item is compared with its exact nearest neighbour in the other index, for an index of any size, and reported if
-the distance is within the limit. So every item with a twin within the limit is reported, once, with its nearest twin.
+For each item, the nearest item of the other index is found by exact search, however large that index is. If this
+distance is within the limit, the item is reported once, with its nearest item of the other index. So no match is
+missed.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from simsearch.storage.protocols import Searchable
 def leaks(
     snapshots: Searchable, against: Searchable, max_distance: float, progress: Progress = no_progress
 ) -> list[Finding]:
-    """Returns the items that have a near-identical one in another index of the same model, the nearest first.
+    """Returns the items of an index that have a near-identical item in another index, the nearest pairs first.
 
-    Facts of each finding: distance; same_file, True if the two files are identical byte for byte; same_label.
-    Raises UsageError.
+    against: the other index, whose features must be from the same model. max_distance: the largest Euclidean distance
+    of a pair.
+    Facts of each finding: `distance`; `same_file`, True if the two files are identical byte for byte; `same_label`,
+    True if both items have the same label. Evidence: the item of the other index.
+    Raises UsageError if `max_distance` is negative or NaN, or if an index has no items.
     """
     if not max_distance >= 0:
         raise UsageError(f"the largest distance must be a number that is not negative, not {max_distance}")

@@ -3,7 +3,7 @@
 Positions come from the exact nearest neighbours (`simsearch.curation.layout`), clusters from the positions
 (`simsearch.curation.hills`), names from labels or from a classifier (`simsearch.curation.cluster_names`).
 
-Letters: n items in the order of their ids, k neighbours.
+Letters: n items, k neighbours of each.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ LEAST = 10
 """Smallest number of items for a map."""
 
 EXPORTED = 15
-"""Neighbours of each item that are exported."""
+"""Number of nearest neighbours of each item that an exported file contains."""
 
 
 @dataclass(frozen=True)
 class Cluster:
     """A cluster of a map.
 
-    name: unique on the map. size: number of items. source: where the name comes from, "labels", "guesses" or "number".
-    share: for labels, the share of the labelled items that have the label(s) in the name; for guesses, the probability
-    of the class(es) in the name; None for a number.
+    name: unique on the map. size: number of items.
+    source: the origin of the name: "labels", "guesses" (of a classifier) or "number".
+    share: the fraction of the cluster that the name fits. For labels, the fraction of the labelled items whose label is
+    in the name; for guesses, the probability of the class or classes in the name; None for a number.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Cluster:
 
     @property
     def note(self) -> str:
-        """Where the name comes from, for people; empty for a number."""
+        """A text that tells people how well the name fits, such as "80% of the labels"; empty for a number."""
         if self.share is None:
             return ""
         kind = "of the labels" if self.source == "labels" else "probable to the classifier"
@@ -60,10 +61,12 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """The items of an index, their nearest neighbours and the initial positions of the layout; see `read_neighbours`.
+    """The items of an index, their nearest neighbours and their initial positions, as `read_neighbours` returns them.
 
-    places, distances: (n, k), the nearest other items and the distances to them. start: (n, 2), initial positions.
-    generation: that of the index.
+    members: the items, sorted by id.
+    places, distances: (n, k), the nearest other items as indices into `members`, and the distances to them.
+    start: (n, 2), the initial positions of the layout.
+    generation: a number of the index that grows with every change.
     """
 
     members: Sequence[Member]
@@ -77,9 +80,12 @@ class Neighbourhood:
 class ItemMap:
     """A map of n items.
 
-    members: the items, ordered by id. positions: (n, 2) float32, centred at 0. clusters: the largest first.
-    cluster_ids: (n,) int32, the place of each item's cluster in `clusters`.
-    places, distances: (n, k), the nearest other items and the distances to them. generation: that of the index.
+    members: the items, sorted by id.
+    positions: (n, 2) float32, with mean 0.
+    cluster_ids: (n,) int32, the index of each item's cluster in `clusters`.
+    clusters: the largest first.
+    places, distances: (n, k), the nearest other items as indices into `members`, and the distances to them.
+    generation: a number of the index that grows with every change.
     """
 
     members: Sequence[Member]
@@ -96,13 +102,19 @@ class ItemMap:
         return np.array([member.item.id for member in self.members], np.int64)
 
     def columns(self) -> MapColumns:
-        """Returns the columns of the map for `export_parquet`, with the `EXPORTED` nearest neighbours of each item."""
+        """Returns the columns that the map adds to a file of `export_parquet`.
+
+        They include the `EXPORTED` nearest neighbours of each item.
+        """
         names = [cluster.name for cluster in self.clusters]
         near, away = self.places[:, :EXPORTED], self.distances[:, :EXPORTED]
         return MapColumns(self.ids, self.positions, self.cluster_ids, names, near, away)
 
     def facts(self, seed: int) -> dict[str, str]:
-        """Returns a readable description of how the map was made, by name. seed: the seed of the layout."""
+        """Returns short texts, by name, that tell people how the map was made.
+
+        seed: the random seed that the map was drawn with.
+        """
         sources = {cluster.source for cluster in self.clusters}
         said = {"labels": "labels", "guesses": "guesses of the classifier", "number": "numbers"}
         return {
@@ -112,7 +124,7 @@ class ItemMap:
         }
 
     def stored(self, facts: dict[str, str]) -> StoredMap:
-        """Returns the part of the map that is stored with the index. facts: as returned by `facts`."""
+        """Returns the part of the map that is stored with the index. facts: the result of the method `facts`."""
         contents = np.array([content_key(member.item.digest) for member in self.members], np.uint64)
         named = [NamedCluster(cluster.name, cluster.note) for cluster in self.clusters]
         return StoredMap(self.ids, contents, self.positions, self.cluster_ids, named, self.generation, facts)
@@ -121,9 +133,11 @@ class ItemMap:
 def read_neighbours(
     snapshots: Searchable, k: int = layout.NEIGHBOURS, seed: int = 0, progress: Progress = no_progress
 ) -> Neighbourhood:
-    """Finds the exact k nearest neighbours of each item in one snapshot of the index.
+    """Returns all items of an index, the exact k nearest neighbours of each, and initial positions for `draw_map`.
 
-    Raises UsageError if there are fewer items than `LEAST`, MissingExtraError.
+    seed: random seed of the initial positions. progress: called with the number of items searched so far and the number
+    of all items.
+    Raises UsageError if there are fewer items than `LEAST`, and MissingExtraError if openTSNE is not installed.
     """
     layout.check_installed()
     with snapshots.reading() as reader:
@@ -138,7 +152,7 @@ def read_neighbours(
 
 
 def check_size(count: int) -> None:
-    """Raises UsageError for too few items for a map."""
+    """Raises UsageError if `count` items are too few for a map."""
     if count < LEAST:
         raise UsageError(
             f"the index has {count} {'item' if count == 1 else 'items'}, and a map needs at least {LEAST}",
@@ -149,11 +163,12 @@ def check_size(count: int) -> None:
 def draw_map(
     near: Neighbourhood, clusters: int | None = None, seed: int = 0, progress: Progress = no_progress
 ) -> ItemMap:
-    """Returns a map with numbered clusters, to be named by `cluster_names.name_clusters`.
+    """Returns a map whose clusters have numbers as names; `cluster_names.name_clusters` can give them better names.
 
-    clusters: the largest number of clusters; None for all prominent ones. progress: called with the numbers of
-    iterations done and of all iterations.
-    Raises UsageError, MissingExtraError.
+    near: the result of `read_neighbours`. clusters: the largest number of clusters; None for all prominent ones. seed:
+    random seed of the layout.
+    progress: called with the number of iterations done so far and the number of all iterations.
+    Raises UsageError if `clusters` is less than 1, and MissingExtraError if openTSNE is not installed.
     """
     if clusters is not None and clusters < 1:
         raise UsageError(f"the number of clusters is {clusters}", hint="1 or more")
@@ -165,9 +180,10 @@ def draw_map(
 
 
 def keep(opened: OpenIndex, drawn: ItemMap, seed: int = 0) -> StoredMap:
-    """Stores a map with its index, where the web page finds it; returns what is stored. Raises OSError.
+    """Stores a map in the folder of its index, where the web page finds it, and returns what is stored.
 
-    For an index that is not on this machine nothing is stored.
+    opened: the index. For an index without a folder, such as a Milvus collection, nothing is stored.
+    seed: the random seed that the map was drawn with. Raises OSError if the file cannot be written.
     """
     stored = drawn.stored(drawn.facts(seed))
     if opened.folder is not None:
@@ -176,10 +192,10 @@ def keep(opened: OpenIndex, drawn: ItemMap, seed: int = 0) -> StoredMap:
 
 
 def representatives(positions: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Returns the places of at most `count` items, ordered so that any first few cover the map evenly.
+    """Returns at most `count` rows of `positions`; the first few, however many, are spread evenly over the map.
 
-    positions: (n, 2). The plane is divided into 4, 16, 64, … squares. At each step, the item nearest to the centre of
-    each square without a chosen item is added.
+    positions: (n, 2), one row for each item. The result has row numbers. The plane is divided into 4, 16, 64, …
+    squares. At each step, every square without a chosen item adds the item nearest to its centre.
     """
     n = len(positions)
     extent = max(float(np.ptp(positions, axis=0).max()), 1e-9)
@@ -199,5 +215,5 @@ def representatives(positions: NDArray[np.float32], count: int) -> NDArray[np.in
         found.append(new)
         if chosen.sum() >= min(count, n):
             break
-    found.append(np.flatnonzero(~chosen))  # items at the same position as others
+    found.append(np.flatnonzero(~chosen))  # items too near to others to be in a square of their own
     return np.concatenate(found)[:count]

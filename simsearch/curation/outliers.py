@@ -1,8 +1,9 @@
-"""Finds items that are unlike all others: much farther from their neighbours than these are from their own.
+"""Finds outliers: items that are much farther from their nearest neighbours than these neighbours are from theirs.
 
-The score is a simplified local outlier factor (LOF, Breunig et al. 2000): the mean distance from an item to its k
-nearest neighbours, divided by the average of the same mean distance over those neighbours. A usual item scores about 1
-everywhere, so detailed pictures, which are far from all others, are not outliers for that reason.
+The score is a simplified local outlier factor (LOF, Breunig et al. 2000). It is the mean distance from an item to its k
+nearest neighbours, divided by the average of the neighbours' own mean distances. An ordinary item scores about 1, in
+dense and in sparse regions alike. So pictures with much detail, which are far from all other pictures, are not outliers
+just for that reason.
 """
 
 from __future__ import annotations
@@ -16,17 +17,23 @@ from simsearch.errors import UsageError
 from simsearch.storage.protocols import Searchable
 
 NEIGHBOURS, SHOWN = 10, 5
+"""Default number of neighbours that a score is computed from, and largest number of neighbours shown with a finding."""
 
 COPIES = 0.5
-"""Share of the median distance that is added to both distances of a score, so that copies do not inflate scores."""
+"""Fraction of the median of all mean distances that is added to the numerator and the denominator of each score.
+
+Without this, an item near a group of copies would have a very high score, since the copies are almost at distance 0
+from each other.
+"""
 
 
 def outliers(
     snapshots: Searchable, count: int = 20, k: int = NEIGHBOURS, progress: Progress = no_progress
 ) -> list[Finding]:
-    """Returns the `count` items with the highest scores, the highest first, with their nearest neighbours.
+    """Returns the `count` items with the highest scores, the highest first, each with its nearest neighbours.
 
-    Facts of each finding: score, and distance, the mean distance to the k nearest neighbours. Raises UsageError.
+    Facts of each finding: `score`; `distance`, the mean distance to the k nearest neighbours.
+    Raises UsageError if `count` or k is less than 1, or if the index has no items.
     """
     if count < 1:
         raise UsageError(f"the number of outliers is {count}", hint="1 or more")
@@ -44,10 +51,10 @@ def outliers(
 
 
 def outlier_scores(graph: Graph) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns the score of each item and the mean distance to its neighbours, (n,) each."""
+    """Returns the score of each item, and the mean distance from each item to its neighbours: (n,) float64 each."""
     known = graph.places >= 0
     total = np.where(known, graph.distances, 0).sum(1)
     distances = total / np.maximum(known.sum(1), 1)
     around = np.where(known, distances[graph.places], 0).sum(1) / np.maximum(known.sum(1), 1)
-    least = max(COPIES * float(np.median(distances)), 1e-9)  # a few copies are not a dense neighbourhood
+    least = max(COPIES * float(np.median(distances)), 1e-9)  # a few copies shall not count as dense
     return (distances + least) / (around + least), distances

@@ -1,8 +1,8 @@
 """Spreads the labels of a few items to all others.
 
-The method is learning with local and global consistency (Zhou et al. 2004) on the graph of nearest neighbours. In each
-round every item passes its label weights on to its neighbours, more to nearer ones, and the items that were labelled
-from the start receive their own label again.
+The method is learning with local and global consistency (Zhou et al. 2004) on the graph of nearest neighbours. An item
+has a weight for each label. In each round every item passes its weights on to its neighbours, more to nearer ones, and
+the items that had a label from the start receive it again.
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ from simsearch.errors import UsageError
 from simsearch.storage.protocols import Searchable
 
 NEIGHBOURS, SHOWN = 5, 5
+"""Default number of neighbours in the graph, and largest number of neighbours shown with a finding."""
 
 PASSED, ROUNDS = 0.9, 100
-"""Share of an item's label weights that comes from its neighbours, and number of rounds: 0.9 ** 100 is 3e-5."""
+"""Fraction of an item's weights that comes from its neighbours in each round, and number of rounds.
+
+What further rounds would change is about 0.9 ** 100 = 3e-5.
+"""
 
 TOGETHER = 32
-"""Labels that are spread at once, which bounds the memory."""
+"""Largest number of labels that are spread at once; more labels are spread in several passes, to limit the memory."""
 
 
 def spread_labels(
@@ -33,11 +37,13 @@ def spread_labels(
     k: int = NEIGHBOURS,
     progress: Progress = no_progress,
 ) -> list[Finding]:
-    """Returns the unlabelled items that a label reaches, the most certain first, with their nearest neighbours.
+    """Returns the unlabelled items that a label reaches, the most certain first, each with its nearest neighbours.
 
-    seeds: labels by item id, used instead of all labels of the index; None to use those of the index.
-    Facts of each finding: label, and confidence, the probability of that label.
-    Raises UsageError for unusable seeds or labels.
+    seeds: the labels to spread, by item id. All other items then count as unlabelled, even if they have a label in the
+    index. None: the labels in the index are spread.
+    Facts of each finding: `label`; `confidence`, the probability of that label.
+    Raises UsageError if the index has no items or lacks an item of `seeds`, if there are fewer than two different
+    labels, if no item is unlabelled, or if k is less than 1.
     """
     with neighbour_graph(snapshots, k, progress) as graph:
         items = graph.collection.items
@@ -64,7 +70,10 @@ def spread_labels(
 
 
 def _spread(graph: Graph, given: NDArray[np.int64], count: int) -> NDArray[np.float32]:
-    """Returns the probability of each label for each item: (n, count); zeros for an item that no label reaches."""
+    """Returns the probability of each label for each item: (n, count); zeros for an item that no label reaches.
+
+    given: (n,) the number of each item's label, -1 for none. count: the number of labels.
+    """
     n, k = graph.places.shape
     weights = graph.weights().ravel()
     used = np.flatnonzero(weights > 0)

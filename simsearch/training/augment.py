@@ -1,4 +1,4 @@
-"""Random patches, reflections, distortions and colour changes of a batch of training images, on the device.
+"""Random patches, reflections, distortions and colour changes of a batch of training images, computed on the device.
 
 Krizhevsky et al. 2012, section 4.1. Shape letters: B batch, P side of the stored images, S side of the network's input.
 """
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class ColourStats:
     """Statistics of the training pixels by channel (R, G, B), on the scale 0 to 255.
 
-    mean, std: (3,). axes: (3, 3), in its columns the principal components (eigenvectors of the covariance), each times
-    its standard deviation.
+    mean, std: (3,). axes: (3, 3), whose columns are the principal components of colour (eigenvectors of the
+    covariance), each multiplied by the standard deviation along it.
     """
 
     mean: Tensor
@@ -35,9 +35,9 @@ class ColourStats:
 
     @classmethod
     def of(cls, pixels: Any) -> ColourStats:
-        """Returns the statistics of images (N, P, P, 3) uint8, measured on up to 4,000 evenly spaced ones."""
+        """Returns the statistics of images (N, P, P, 3) uint8, measured on up to 4,000 evenly spaced images."""
         sample = np.arange(0, len(pixels), max(1, len(pixels) // 2000))
-        count, sums, products = 0, np.zeros(3), np.zeros((3, 3))  # of integers, so the sums are exact
+        count, sums, products = 0, np.zeros(3), np.zeros((3, 3))  # integers in float64: exact
         for start in range(0, len(sample), 32):
             x = pixels[sample[start : start + 32]].reshape(-1, 3).astype(np.float64)
             count, sums, products = count + len(x), sums + x.sum(0), products + x.T @ x
@@ -60,11 +60,11 @@ class ColourStats:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random views of a batch.
+    """The random changes that turn each stored image of a batch into an input of the network, called a view.
 
-    theta: (B, 2, 3), the affine map from the input's grid [-1, 1]^2 to that of the stored image.
+    theta: (B, 2, 3), an affine map from positions in the view to positions in the stored image, both from -1 to 1.
     shift: (B, 3), the change along each principal component of colour; None if colours do not change.
-    exact: true if the views consist of whole pixels, so that nothing is interpolated.
+    exact: True if each view is a patch of whole pixels, possibly reflected, so that nothing is interpolated.
     """
 
     theta: Tensor
@@ -84,8 +84,8 @@ def sample_augmentation(
 ) -> Augmentation:
     """Draws random views for a batch of images.
 
-    batch: B, in all processes together. stored: P. side: S. generator: on the CPU.
-    Views are drawn on the CPU and for the whole batch, so that all devices and processes train on the same views.
+    batch: B, the number of images in all processes together. stored: P. side: S. generator: on the CPU.
+    Views are drawn on the CPU for the whole batch, so that they do not depend on the device or the number of processes.
     """
 
     def uniform(low: float, high: float) -> Tensor:
@@ -141,7 +141,7 @@ def apply_augmentation(views: Augmentation, pixels: Tensor, side: int, colour: C
 
 
 def _grid(theta: Tensor, side: int) -> Tensor:
-    """Returns the coordinates in the stored image of each position of the input: (B, S, S, 2).
+    """Returns the position in the stored image of each pixel of the views: (B, S, S, 2), from -1 to 1.
 
     Computes the same as `F.affine_grid`, but without a matrix product, which TF32 would round to a tenth of a pixel.
     """
@@ -173,6 +173,9 @@ def centre(pixels: Tensor, side: int, colour: ColourStats) -> Tensor:
 
 
 def normalise(x: Tensor, colour: ColourStats) -> Tensor:
-    """Subtracts the mean and divides by the standard deviation: (B, 3, S, S) on the scale 0 to 255, channels last."""
+    """Subtracts the mean and divides by the standard deviation: (B, 3, S, S), given on the scale 0 to 255.
+
+    The result is stored with channels last.
+    """
     x = (x - colour.mean[:, None, None]) / colour.std[:, None, None]
     return x.contiguous(memory_format=torch.channels_last)

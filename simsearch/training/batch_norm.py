@@ -24,13 +24,13 @@ MOMENTUM = 0.03
 
 
 class Normalised(nn.Module):
-    """A layer without bias, followed by batch normalisation: (B, C, ...) -> (B, D, ...)."""
+    """A layer without bias, followed by batch normalisation: (B, C, ...) -> (B, D, ...) for C channels in and D out."""
 
     def __init__(self, layer: nn.Conv2d | nn.Linear) -> None:
         super().__init__()
         width = layer.weight.shape[0]
         self.layer = layer
-        self.layer.bias = None  # the normalisation has one
+        self.layer.bias = None  # the normalisation adds a bias
         kind = nn.BatchNorm2d if isinstance(layer, nn.Conv2d) else nn.BatchNorm1d
         self.norm = kind(width, momentum=MOMENTUM)
 
@@ -50,7 +50,7 @@ class Normalised(nn.Module):
 
 
 def add(network: nn.Module) -> None:
-    """Puts a normalisation after every convolution and linear layer but the classifier, in place.
+    """Puts a normalisation after every convolution and linear layer except the classifier, in place.
 
     The biases of these layers are removed. Names of parameters change: `conv.0.weight` becomes `conv.0.layer.weight`.
     """
@@ -61,13 +61,13 @@ def add(network: nn.Module) -> None:
 
 @torch.no_grad()
 def adopt(network: nn.Module, batches: Sequence[Tensor]) -> None:
-    """Adds normalisations, like `add`, to a network that was trained without them, and nearly preserves its function.
+    """Adds normalisations, like `add`, to a network trained without them; it computes nearly the same as before.
 
     batches: a few inputs of the network, (B, 3, S, S) each, on which the statistics are measured.
     The outputs of each layer are divided by one number, the root mean square of the channels' standard deviations. The
-    normalisation after the next layer removes this factor again; only local response normalisation depends on it.
-    The weights of each layer are scaled to standard deviation sqrt(2 / fan in), which determines the relative size of a
-    step at a given learning rate.
+    normalisation after the next layer cancels this factor. Only local response normalisation is affected by it.
+    The weights of each layer are scaled to standard deviation sqrt(2 / fan in). The normalisation cancels this too, but
+    the scale determines how much a step of a given learning rate changes the weights in relation to their size.
     """
     layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and n != "classifier"}
     sums: dict[str, list[Tensor]] = {name: [] for name in layers}
@@ -108,8 +108,8 @@ def adopt(network: nn.Module, batches: Sequence[Tensor]) -> None:
 def fold(network: nn.Module) -> None:
     """Undoes `add` in place: merges each normalisation into the layer before it.
 
-    The network computes the same as before in evaluation mode, up to rounding, and its parameters have their original
-    names.
+    In evaluation mode the network computes the same as before, up to rounding. Its parameters get their original names
+    back.
     """
     for parent, name, layer in _children(network):
         if isinstance(layer, Normalised):
@@ -117,5 +117,5 @@ def fold(network: nn.Module) -> None:
 
 
 def _children(network: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Returns (parent, name in the parent, module) for every module of a network."""
+    """Returns (parent, name in the parent, child) for every module inside a network."""
     return [(parent, name, child) for parent in network.modules() for name, child in parent.named_children()]

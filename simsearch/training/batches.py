@@ -1,4 +1,8 @@
-"""The batches of a training: their order, and threads that prepare them while the device computes."""
+"""Yields the batches of a training in random order; threads prepare them while the device computes.
+
+Shape letters: N training images, P side of the stored images, b images of a batch in this process, T width of the
+teacher's features.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +28,23 @@ if TYPE_CHECKING:
     from simsearch.training.state import TrainingState
 
 PREFETCH = 4
-"""Batches that threads prepare while a GPU computes; on the CPU one is enough, since computing takes longer."""
+"""Largest number of batches that threads prepare while a GPU computes.
+
+On the CPU one batch is enough, since computing takes longer than preparing.
+"""
 
 IMAGES_PER_LABEL = 4
-"""Images of one label that the metric objective puts into the same batch, so that each has others to be near to."""
+"""Number of images of one label that the metric objective puts into a batch together.
+
+This objective moves images of one label closer to each other, so a batch must have several of them.
+"""
 
 
 class Batch(NamedTuple):
-    """The images of one step in this process, on the device.
+    """The images of one training step in this process, on the device.
 
-    pixels: (b, P, P, 3) uint8. labels: (b,) int64. teacher: (b, T) features of a teacher, or None. views: (b) random
-    views of the pixels.
+    pixels: (b, P, P, 3) uint8. labels: (b,) int64. teacher: (b, T) features that a teacher network computed, or None.
+    views: the random changes of the b images.
     """
 
     pixels: Tensor
@@ -44,11 +54,11 @@ class Batch(NamedTuple):
 
 
 def batches(data: TrainingSet, training: TrainingState, world: ProcessGroup, batch: int) -> Iterator[Batch]:
-    """Yields this process's part of each batch until training is done.
+    """Yields this process's part of each batch until `training.done`; the caller trains on it and advances the step.
 
-    batch: the images of a step in all processes together.
-    Threads prepare the next batches in advance. For a GPU, batches are put into pinned memory: only copies from pinned
-    memory are asynchronous, all others wait until the GPU has finished its work.
+    batch: the number of images of a step in all processes together.
+    Threads prepare the next batches in advance. For a GPU, batches are put into pinned memory. Only copies from pinned
+    memory are asynchronous; other copies wait until the GPU has finished its work.
     """
     config, device, per_epoch = training.config, training.device, training.steps_per_epoch
     count = batch // world.size
@@ -83,7 +93,7 @@ def batches(data: TrainingSet, training: TrainingState, world: ProcessGroup, bat
 
 
 def epoch_order(labels: NDArray[np.int64], config: TrainConfig, epoch: int) -> NDArray[np.int64]:
-    """Returns a random order of all rows: (N,).
+    """Returns the random order in which an epoch takes the rows of the training set: (N,).
 
     For the metric objective, images of the same label come in groups of `IMAGES_PER_LABEL`.
     """

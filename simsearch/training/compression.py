@@ -1,7 +1,9 @@
 """Compresses a network while it trains: first pruning, then weight sharing, each followed by more training.
 
-Han, Mao, Dally: "Deep Compression", ICLR 2016 (pruning, section 2; trained sharing, section 3). The fraction
-of weights kept falls along the cubic of Zhu & Gupta, "To prune, or not to prune", 2017.
+Pruning sets the smallest weights of a layer to zero. Sharing puts the other weights of a layer into groups and gives
+all weights of a group one value.
+Han, Mao, Dally: "Deep Compression", ICLR 2016 (pruning, section 2; sharing, section 3). The fraction of weights kept
+falls by the cubic schedule of Zhu & Gupta, "To prune, or not to prune", 2017.
 """
 
 from __future__ import annotations
@@ -18,17 +20,21 @@ if TYPE_CHECKING:
     from simsearch.training.config import TrainConfig
 
 BITS = {"conv": 8, "hidden": 5, "classifier": 6}
-"""Bits of the shared weights by part of the network. Han et al. use 8 in convolutions and 5 in linear layers."""
+"""Bits of a weight's group number, by part of the network; with b bits, a layer has 2^b - 1 groups.
+
+Han et al. use 8 bits in convolutions and 5 in linear layers.
+"""
 
 EVERY = 8
-"""Steps between two rounds of sharing; in between, the weights of a group may drift apart."""
+"""Steps between two rounds of sharing; in between, the weights of a group may become different."""
 
 
 class Group(NamedTuple):
-    """The shared weights of one tensor.
+    """The shared weights of one layer.
 
-    mask: bool in the tensor's shape, true for the n weights kept. which: (n,) uint8, the index of each weight's shared
-    value. counts: (values,) int, number of weights with each value, at least 1.
+    mask: bool, in the shape of the layer's weights, True for the n weights that were not pruned.
+    which: (n,) uint8, the number of each weight's group.
+    counts: (groups,) int, the number of weights in each group, but at least 1.
     """
 
     mask: Tensor
@@ -37,12 +43,15 @@ class Group(NamedTuple):
 
 
 def compressed(name: str) -> bool:
-    """Returns true for parameters to prune and share: all weights but the few, important ones of the first layer."""
+    """Returns True for the parameters to prune and share: all weights except those of the first layer, and no biases.
+
+    The weights of the first layer are few and important.
+    """
     return name.endswith("weight") and name != "conv.0.weight" and name.split(".")[0] in BITS
 
 
 class Compressor:
-    """Sets a growing fraction of each tensor to zero, smallest weights first; later, makes groups share a value."""
+    """Sets a growing fraction of each layer's weights to zero, and later makes groups of weights share a value."""
 
     def __init__(self, network: nn.Module, config: TrainConfig) -> None:
         self.config = config
@@ -56,7 +65,8 @@ class Compressor:
     def after(self, step: int, steps: int) -> None:
         """Prunes and shares the weights after optimizer step number `step` of `steps`.
 
-        The masks are chosen 100 times in a training; the weights they exclude are set to zero after every step.
+        The weights to keep are chosen about 100 times in a training, until sharing begins. All other weights are set to
+        zero after every step.
         """
         progress = step / steps
         if not self.groups and (step % max(1, steps // 100) == 0 or not self.masks):
@@ -70,17 +80,20 @@ class Compressor:
                 self._share()
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Returns the masks, and the index of each weight's shared value, for a checkpoint."""
+        """Returns tensors to store in a checkpoint: which weights are kept, and the group of each kept weight."""
         return {"masks": dict(self.masks), "which": {name: group.which for name, group in self.groups.items()}}
 
     def restore(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Continues from what `state` returned."""
+        """Continues from the result of `state`."""
         self.masks = {name: mask.to(self.parameters[name].device) for name, mask in state["masks"].items()}
         for name, which in state["which"].items():
             self.groups[name] = self._of(name, which.to(self.parameters[name].device))
 
     def _choose(self, progress: float) -> None:
-        """Chooses the masks: the largest weights of each tensor, as many as the schedule keeps at this progress."""
+        """Chooses the weights to keep: the largest of each layer, as many as the schedule says.
+
+        progress: the finished fraction of the training.
+        """
         span = max(self.config.prune_until - self.config.prune_from, 1e-9)
         done = min(1.0, (progress - self.config.prune_from) / span)
         for name, final in self.final.items():
@@ -93,7 +106,7 @@ class Compressor:
             self.masks[name] = weight.abs() >= threshold
 
     def _group(self) -> None:
-        """Assigns each weight kept to the nearest of the values that k-means finds for its tensor."""
+        """Puts each kept weight of a layer into the group whose value, found by k-means, is nearest."""
         for name, weight in self.parameters.items():
             kept = weight[self._mask(name)].contiguous()
             centres = torch.from_numpy(k_means(kept.float().cpu().numpy(), 2 ** BITS[name.split(".")[0]] - 1))

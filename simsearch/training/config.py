@@ -18,7 +18,7 @@ from simsearch.errors import UsageError
 class TrainConfig:
     """The settings of a training.
 
-    The defaults are those of the paper for AlexNet. Raises UsageError for invalid values.
+    The defaults are those of Krizhevsky et al. for AlexNet. Raises UsageError for invalid values.
     """
 
     image_size: int = 224
@@ -28,7 +28,7 @@ class TrainConfig:
     learning_rate: float = 0.01
     schedule: Literal["plateau", "cosine", "constant"] = "plateau"  # plateau: divided by 10 when validation stalls
     patience: int = 5  # epochs without a better validation error that count as stalling
-    reductions: int = 3  # "reduced three times prior to termination"
+    reductions: int = 3  # of the rate, before training ends: "reduced three times prior to termination"
     warmup: float = 0.0  # fraction of the steps in which the rate rises from 0; not used by plateau
     momentum: float = 0.9
     nesterov: bool = False
@@ -39,7 +39,7 @@ class TrainConfig:
     gain: float = 0.0  # 0: initial weights as in the network's paper; otherwise std is gain / sqrt(fan in)
     average: float = 0.0  # fraction of the epochs, at the end, over which weights are averaged (Izmailov et al. 2018)
     # augmentation
-    patches: Literal["fixed", "scaled"] = "fixed"  # scaled: of random area, with sides 3:4 to 4:3
+    patches: Literal["fixed", "scaled"] = "fixed"  # scaled: of random area, aspect ratio 3:4 to 4:3
     smallest_patch: float = 0.3  # smallest area of a scaled patch, as a fraction of the image
     reflections: bool = True
     colour: float = 0.1  # std of the change along the principal components of colour (section 4.1)
@@ -52,17 +52,17 @@ class TrainConfig:
     compile: bool = False  # torch.compile
     # features
     objective: Literal["classification", "metric"] = "classification"  # metric: also moves images of a label together
-    metric_weight: float = 1.0  # of the metric loss
-    teacher_weight: float = 0.0  # 0: labels only
-    label_weight: float = 1.0
-    temperature: float = 0.1  # of the two similarity matrices
-    norm_weight: float = 0.0  # of the relative variance of the features' lengths
+    metric_weight: float = 1.0  # weight of the metric loss
+    teacher_weight: float = 0.0  # weight of the loss that imitates a teacher's features
+    label_weight: float = 1.0  # weight of the loss on labels
+    temperature: float = 0.1  # divides the similarities in the metric loss and the teacher loss
+    norm_weight: float = 0.0  # weight of the loss that makes the lengths of the features equal
     # compression
     keep_convolution: float = 1.0  # fraction of the weights kept in the convolutions after the first
-    keep_hidden: float = 1.0  # in the hidden linear layers
-    keep_classifier: float = 1.0  # in the last layer
+    keep_hidden: float = 1.0  # fraction of the weights kept in the hidden linear layers
+    keep_classifier: float = 1.0  # fraction of the weights kept in the last layer
     prune_from: float = 0.0  # fraction of the steps at which pruning begins
-    prune_until: float = 0.5  # and at which it is complete
+    prune_until: float = 0.5  # fraction of the steps at which pruning is complete
     share_from: float = 1.0  # fraction of the steps after which the remaining weights are shared; 1: never
     seed: int = 0
 
@@ -192,10 +192,10 @@ PRESETS: dict[str, dict[str, TrainConfig]] = {
 
 
 def settings(architecture: str, preset: str | None, changes: list[str]) -> TrainConfig:
-    """Returns a preset with changes applied.
+    """Returns the settings of a preset, with changes.
 
     preset: its name; None for the architecture's default. changes: `key=value`, the value in JSON or as a plain word.
-    Raises UsageError for unknown names and keys, and for invalid values.
+    Raises UsageError for an unknown preset or key, and for an invalid value.
     """
     known = PRESETS[architecture]
     name = preset or next(iter(known))
@@ -205,9 +205,10 @@ def settings(architecture: str, preset: str | None, changes: list[str]) -> Train
 
 
 def change(config: TrainConfig, changes: list[str]) -> TrainConfig:
-    """Returns a configuration with `key=value` changes applied.
+    """Returns a configuration with some settings changed.
 
-    Raises UsageError for an unknown key or an invalid value.
+    changes: `key=value`, the value in JSON or as a plain word. Raises UsageError for an unknown key or an invalid
+    value.
     """
     names = [field.name for field in fields(TrainConfig)]
     values: dict[str, Any] = {}

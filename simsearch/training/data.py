@@ -1,7 +1,7 @@
 """Decodes labelled images into arrays for training.
 
-Images are decoded once, scaled, cut to a P x P square as in the paper (section 2), and cached as uint8, so that the
-next training on the same files does not decode them again.
+Each image is decoded once, scaled, cut to a square of P x P pixels as in Krizhevsky et al. 2012, section 2, and cached
+as uint8. The next training on the same files does not decode them again.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from simsearch.images.sources.labelled import LabelledImage
 from simsearch.models.training_record import LENGTH, digest_of
 
 CACHE = 2
-"""Version of the cached files."""
+"""Version of the format of cached files."""
 
 
 class ArrayView:
-    """A view of some rows of an (N, ...) array, which may be memory-mapped; rows are read on access."""
+    """Some rows of an (N, ...) array, which may be memory-mapped; a row is read only when it is accessed."""
 
     def __init__(self, array: NDArray[Any], rows: NDArray[np.int64]) -> None:
         self.array, self.rows = array, rows
@@ -58,9 +58,11 @@ class ArrayView:
 class TrainingSet:
     """Decoded images with their labels.
 
-    pixels: (N, P, P, 3) uint8. labels: (N,) int64, numbers of `classes`. teacher: (N, T) float features to imitate, or
-    None. pixels and teacher may be an `ArrayView` or memory-mapped. digests: (N, LENGTH) uint8, of the files, or None;
-    see `training_record`. Raises SimsearchError if the lengths differ.
+    pixels: (N, P, P, 3) uint8. labels: (N,) int64, indices into `classes`.
+    teacher: (N, T) float, features of a teacher network to imitate, or None.
+    digests: (N, LENGTH) uint8, the first bytes of the SHA-256 of each image file (see `training_record`), or None.
+    pixels and teacher may be memory-mapped or an `ArrayView`. Raises SimsearchError if pixels, labels and teacher have
+    different lengths.
     """
 
     pixels: Any
@@ -79,19 +81,22 @@ class TrainingSet:
         return len(self.labels)
 
     def select(self, rows: NDArray[np.int64]) -> TrainingSet:
-        """Returns a view of the images in these rows."""
+        """Returns the images in these rows, without copying their pixels."""
         teacher = None if self.teacher is None else ArrayView(self.teacher, rows)
         digests = None if self.digests is None else self.digests[rows]
         pixels = ArrayView(self.pixels, rows)
         return replace(self, pixels=pixels, labels=self.labels[rows], teacher=teacher, digests=digests)
 
     def file_digests(self) -> list[bytes]:
-        """Returns the digests of the image files, or an empty list if they are not known."""
+        """Returns `digests` as a list of bytes, empty if they are None."""
         return [] if self.digests is None else [row.tobytes() for row in self.digests]
 
 
 def split(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Returns rows to train on and rows held out, both ascending: `fraction` of each class, but never a whole class."""
+    """Divides a training set: returns the rows to train on and the rows held out for validation, both ascending.
+
+    `fraction` of each class is held out, but never all images of a class.
+    """
     random = np.random.default_rng((2012, seed))
     held: list[NDArray[np.int64]] = []
     for label in np.unique(labels):
@@ -107,10 +112,12 @@ def load(
     classes: tuple[str, ...],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[TrainingSet, list[tuple[str, str]]]:
-    """Decodes images to squares of max(resize, crop) pixels, or reads them from the cache.
+    """Decodes images to squares, or reads them from the cache if the same files were decoded before.
 
-    Returns the set of decoded images, and (path, reason) for each image that could not be decoded.
-    pictures: images whose labels are all in `classes`.
+    pictures: images whose labels are all in `classes`. recipe: the squares have max(recipe.resize, recipe.crop) pixels
+    a side.
+    progress: called with the number of images decoded so far and the number of all images.
+    Returns the decoded images, and (path, reason) for each image that could not be decoded.
     """
     digest = hashlib.sha256(repr((CACHE, recipe.resize, recipe.crop, recipe.interpolation)).encode())
     for p in pictures:
@@ -121,7 +128,7 @@ def load(
     )
     pixels = np.load(folder / "pixels.npy", mmap_mode="r")
     failures: dict[str, str] = json.loads((folder / "failures.json").read_text())
-    if pixels.nbytes < _memory() // 8 // int(os.environ.get("LOCAL_WORLD_SIZE", "1")):  # torchrun's processes share it
+    if pixels.nbytes < _memory() // 8 // int(os.environ.get("LOCAL_WORLD_SIZE", "1")):  # processes share it
         pixels = np.array(pixels)
     numbers = {name: number for number, name in enumerate(classes)}
     labels = np.array([numbers[picture.label] for picture in pictures], np.int64)
@@ -135,7 +142,7 @@ def load(
 
 
 def _decode(folder: Path, pictures: Sequence[LabelledImage], recipe: Preprocessing, progress: Progress) -> None:
-    """Writes pixels.npy, digests.npy and failures.json (error messages by row) into a folder."""
+    """Writes decoded images into a folder: pixels.npy, digests.npy, and failures.json with error messages by row."""
     side = max(recipe.resize, recipe.crop)
     shape = (len(pictures), side, side, 3)
     out = np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, shape)
@@ -165,9 +172,9 @@ def _decode(folder: Path, pictures: Sequence[LabelledImage], recipe: Preprocessi
 
 
 def _reserve(path: Path) -> None:
-    """Allocates the disk space of a file.
+    """Allocates the disk space of a file. Raises OSError if the disk is full.
 
-    Raises OSError if the disk is full, for example; otherwise writing the mapped file would kill the process later.
+    Without this, the process would be killed later, when it writes to the memory-mapped file on the full disk.
     """
     if hasattr(os, "posix_fallocate"):  # not on macOS
         with path.open("r+b") as file:
@@ -180,7 +187,7 @@ def _reserve(path: Path) -> None:
 
 
 def _memory() -> int:
-    """Returns the bytes of memory of this machine, or 8 GiB if they are unknown."""
+    """Returns the bytes of memory of this machine, or 8 GiB if the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):

@@ -54,7 +54,7 @@ def compile_with_fallback(
 
 @contextlib.contextmanager
 def within_memory(batch: int, device: torch.device) -> Iterator[None]:
-    """Turns an out-of-memory error into SimsearchError with a hint for a smaller batch."""
+    """Turns an out-of-memory error into SimsearchError with the hint to use a smaller batch."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -65,7 +65,7 @@ def within_memory(batch: int, device: torch.device) -> Iterator[None]:
 
 
 def _is_memory(error: Exception) -> bool:
-    """Returns true for an out-of-memory error; some libraries report it only by the message of a RuntimeError."""
+    """Returns True for an out-of-memory error; some libraries report it only by the message of a RuntimeError."""
     message = str(error).lower()
     phrases = ("out of memory", "allocate memory", "not enough memory", "alloc_failed")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(phrase in message for phrase in phrases)
@@ -75,7 +75,7 @@ def _is_memory(error: Exception) -> bool:
 def autocast_context(config: TrainConfig, device: torch.device) -> Iterator[Callable[[], Any]]:
     """Yields a function that makes a new autocast context for the configured precision.
 
-    For the duration it also permits TF32 on a GPU, if the precision is "auto"; the setting is restored at the end.
+    If the precision is "auto", TF32 is also permitted on a GPU until this context ends.
     """
     if config.precision == "float32":
         yield contextlib.nullcontext
@@ -95,7 +95,7 @@ def autocast_context(config: TrainConfig, device: torch.device) -> Iterator[Call
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Returns true if the device has instructions for bfloat16; if not, float32 is faster."""
+    """Returns True if the device has instructions for bfloat16; without them, float32 is faster."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())

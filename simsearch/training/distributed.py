@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PATIENCE = timedelta(days=1)
-"""Timeout of a collective operation: the other processes wait while the first one decodes images or writes weights."""
+"""Timeout of a collective operation: all other processes wait while the first decodes images or writes weights."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class ProcessGroup:
         return cls(distributed.get_rank(), distributed.get_world_size())
 
     def total(self, numbers: Tensor) -> Tensor:
-        """Returns the sum over all processes, computed in place."""
+        """Sums a tensor over all processes, in place, and returns it."""
         if self.size > 1:
             distributed.all_reduce(numbers)
         return numbers
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Returns true if the flag is true in any process."""
+        """Returns True if the flag is True in any process."""
         return bool(self.total(torch.tensor(float(flag), device=device))) if self.size > 1 else flag
 
     def gather(self, rows: Tensor) -> Tensor:
@@ -59,7 +59,10 @@ class ProcessGroup:
             distributed.barrier()
 
     def leave(self) -> None:
-        """Waits for all processes, then closes the connections: with NCCL, none may exit before the others are done."""
+        """Waits for all processes, then closes the connections.
+
+        With NCCL, no process may exit before the others are done.
+        """
         if self.size > 1:
             distributed.barrier()
             distributed.destroy_process_group()
@@ -68,8 +71,8 @@ class ProcessGroup:
 class _Gather(torch.autograd.Function):
     """Gathers rows from all processes; in the backward pass, a row's gradient is the sum over all processes.
 
-    Since the gradients of weights are then averaged over the processes, they equal those that one process would compute
-    from the whole batch.
+    DistributedDataParallel then averages the gradients of the weights over the processes. The result equals the
+    gradients that a single process would compute from the whole batch.
     """
 
     @staticmethod

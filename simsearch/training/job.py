@@ -16,17 +16,18 @@ SIDES = {"alexnet": (63, 1024), "lenet5": (32, 32), "convnet4": (15, 1024)}
 """Smallest and largest side of each network's input, in pixels."""
 
 FREEZE = ("none", "convolutions", "features")
-"""Parts of the network that can be kept as they are: nothing, the convolutions, or everything but the classifier."""
+"""Parts of the network that are not trained: none, the convolutions, or everything except the classifier."""
 
 
 @dataclass(frozen=True)
 class TrainingJob:
     """The input, settings and output of one training.
 
-    sources: labelled sources; equal labels in several sources are one class.
+    sources: folders, archives or tables of labelled images; equal labels in several sources are one class.
     output: the weights file to write, `.safetensors`.
-    validation: sources to validate on; if empty, the fraction `held_out` of each class is used.
-    start: weights to start from, a file or a model's name; the classifier is replaced unless the classes are the same.
+    architecture: the network, a key of `config.PRESETS`.
+    validation: sources to validate on. If there are none, the fraction `held_out` of each class is held out for that.
+    start: weights to start from, a file or a model's name. The classifier is replaced if the classes are different.
     freeze: one of `FREEZE`. names: names of the classes, by label. exclude: glob patterns of paths to leave out.
     resume: continue from the checkpoint if there is one. overwrite: replace existing files.
     """
@@ -62,12 +63,15 @@ def prepare_job(
     start: str | None = None,
     **rest: Any,
 ) -> TrainingJob:
-    """Makes a job from a preset and `key=value` changes to it.
+    """Returns a training job with the settings of a preset, and changes to them.
 
-    architecture: by default that of `start`, or AlexNet; the input size is that of `start`, unless changed.
-    start: a weights file or a model's name; "default" for the default model.
+    architecture: by default that of `start`; without `start`, AlexNet.
+    preset: None for the architecture's default. changes: `key=value` settings.
+    start: a weights file or a model's name, "default" for the default model. It also determines the input size, unless
+    `changes` do.
     rest: other fields of `TrainingJob`.
-    Raises UsageError.
+    Raises UsageError for an unknown network, preset, setting or `start`, or an invalid setting; WeightsError for a
+    damaged `start`.
     """
     start = registry.DEFAULT if start == "default" else start
     card = registry.find_weights(start).card if start else None
@@ -82,7 +86,10 @@ def prepare_job(
 
 
 def read_names(path: Path) -> dict[str, str]:
-    """Reads class names by label from a file with a label, a tab and a name per line. Raises UsageError."""
+    """Returns the names of classes by label, read from a file whose lines are a label, a tab and a name.
+
+    Raises UsageError if the file cannot be read or has other lines.
+    """
     try:
         lines = [line.split("\t") for line in path.read_text("utf-8").splitlines() if line.strip()]
         return {label: name.strip() for label, name in lines}

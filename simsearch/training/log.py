@@ -1,4 +1,4 @@
-"""The log of a training, as JSON lines and as a chart."""
+"""Writes the log of a training, as JSON lines and as a chart."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from simsearch.reports import charts
 
 
 class TrainingLog:
-    """Passes each row on to `log` and appends it to a file of JSON lines.
+    """Passes each row of the log on to a function, and appends it to a file of JSON lines.
 
-    path: the file; None to discard all rows, in processes other than the first.
-    resumed: keep the rows of the existing file.
+    path: the file; None to discard all rows, as in all processes except the first.
+    resumed: True to keep the rows of an existing file. log: the function.
     """
 
     def __init__(self, path: Path | None, resumed: bool, log: Callable[[dict[str, Any]], None]) -> None:
@@ -45,4 +45,4 @@ class TrainingLog:
 
 
 def silent(row: dict[str, Any]) -> None:
-    """Discards a row; serves as the log in all processes but the first."""
+    """Discards a row; the log function of all processes except the first."""

@@ -1,11 +1,12 @@
-"""The training loop: any network of this package, on one GPU, on several, or on the CPU.
+"""The training loop: trains any network of this package on one or several GPUs or on the CPU.
 
 All cases run the same code, with different objects: a `ProcessGroup` of one process does not communicate, the autocast
 context may be a null context, and `torch.compile` may be left out. With `torchrun --nproc-per-node N -m simsearch train
-...` the batch is divided among N processes and the gradients are averaged, so the result is the same as with one.
+...` the batch is divided among N processes and the gradients are averaged. So the result is that of one process, except
+for dropout, which each process draws for itself.
 
-Shape letters: N training images, P side of the stored images, B batch, S side of the network's input, C classes,
-D width of the last hidden layer.
+Shape letters: N training images, P side of the stored images, B batch, S side of the network's input, C classes, D
+width of the last hidden layer.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ LOG_INTERVAL = 50
 """Steps between two rows of the log."""
 
 WORTH_COMPILING = 2_500
-"""Number of images processed in a training on the CPU above which compiling (about 60 s) saves time."""
+"""Number of images, counted in all steps, from which a training on the CPU is faster with compiling (about 60 s)."""
 
 STOP_INTERVAL = 10
-"""Steps between two checks of `stop` with several processes, where each check waits for the GPU."""
+"""Steps between two calls of `stop` with several processes, where each check waits for the GPU."""
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -80,19 +81,20 @@ def train(
 ) -> float:
     """Trains `network` in place and returns the seconds it took, including those of interrupted runs.
 
-    Every batch depends only on the seed and the step, so a resumed run has the losses of an uninterrupted one.
+    Every batch depends only on the seed and the step, so a resumed run has the same losses as an uninterrupted run.
 
     checkpoint: file that is written every `checkpoint_seconds`, when stopped, and at the end.
-    validation: images on which accuracy is measured after each epoch; the plateau schedule depends on it.
-    resume: continue from the checkpoint if it exists.
+    colour: the statistics that normalise the pixels.
+    validation: images on which accuracy is measured after each epoch, as the schedule "plateau" needs.
+    resume: True to continue from the checkpoint if it exists.
     facts: JSON values stored with the checkpoint; they must be the same when it is resumed.
     log: gets rows with an `event`: "resume" (step), "step" (every 50: step, epoch, loss, top1 and top5 from 0 to 1,
         rate in images/s, learning_rate, left in seconds), "epoch" (with validation: top1, top5), "note" (text).
         There is no top5 with fewer than ten classes.
-    stop: when it returns true, a checkpoint is written and TrainingInterruptedError raised.
+    stop: when it returns True, a checkpoint is written and TrainingInterruptedError raised.
 
-    Raises SimsearchError if the loss becomes NaN or infinite, or if the memory does not hold a batch; the last
-    checkpoint is kept. Raises UsageError if the processes cannot divide the batch evenly.
+    Raises SimsearchError if the loss becomes NaN or infinite, or if a batch does not fit into memory; the last
+    checkpoint is kept. Raises UsageError if the batch cannot be divided evenly among the processes.
     """
     device, facts = device or torch.device("cpu"), facts or {}
     world = ProcessGroup.join(device)
@@ -126,7 +128,10 @@ def train(
 
 
 def _batch_size(config: TrainConfig, images: int, world: ProcessGroup) -> int:
-    """Returns the images of a batch in all processes together. Raises UsageError if they cannot be divided evenly."""
+    """Returns the number of images of a batch, in all processes together.
+
+    Raises UsageError if they cannot be divided evenly among the processes.
+    """
     batch = min(config.batch_size, images)
     if batch % world.size:
         hint = f"--set batch_size={batch - batch % world.size}" if batch > world.size else None
@@ -137,7 +142,7 @@ def _batch_size(config: TrainConfig, images: int, world: ProcessGroup) -> int:
 def _prepare_forward(training: TrainingState, world: ProcessGroup, log: Log) -> Callable[[Tensor], Any]:
     """Returns the forward pass, (B, 3, S, S) -> features and logits, compiled if the configuration says so.
 
-    With several processes its backward pass averages the gradients over them.
+    With several processes, its backward pass averages the gradients over the processes.
     """
     outputs: nn.Module = Outputs(training.network)
     if world.size > 1:
@@ -164,12 +169,12 @@ def _step(
     colour: ColourStats,
     item: Batch,
 ) -> Tensor:
-    """Does one optimizer step and adds its figures to the window of the log; returns the loss, a detached scalar."""
+    """Does one optimizer step and adds its loss and hits to `training.window`; returns the loss, a detached scalar."""
     network, config, state = training.network, training.config, training.state
     network.train()
     for group in training.optimizer.param_groups:
         group["lr"] = training.learning_rate()
-    # Dropout differs from step to step and from process to process, but not between a run and its repetition.
+    # Dropout differs between steps and between processes, but is the same when a run is repeated.
     torch.manual_seed((config.seed * 1_000_003 + state.step) * world.size + world.rank)
     # Outside autocast: bfloat16 would round the coordinates of pixels.
     x = augment.apply_augmentation(item.views, item.pixels, config.image_size, colour)
@@ -190,7 +195,8 @@ def _step(
 def _loss(training: TrainingState, world: ProcessGroup, features: Tensor, logits: Tensor, item: Batch) -> Tensor:
     """Returns the mean loss over a batch, a scalar.
 
-    The loss on labels covers the images of this process; losses on pairs of images cover those of all processes.
+    The loss on labels is computed from the images of this process, losses on pairs of images from those of all
+    processes.
     """
     config, labels, teacher = training.config, item.labels, item.teacher
     loss: Tensor = config.label_weight * training.network.loss(logits, labels, config.label_smoothing)
@@ -235,7 +241,7 @@ class _CheckpointWriter:
         self._began = self._saved = time.monotonic()
 
     def due(self) -> bool:
-        """Returns true when the last checkpoint is older than the interval."""
+        """Returns True if the last checkpoint is older than the interval."""
         return time.monotonic() - self._saved > self._interval
 
     def save(self, loss: float) -> None:
@@ -248,7 +254,7 @@ class _CheckpointWriter:
 
 
 def _count(window: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-    """Adds the loss times B, the top-1 hits, the top-5 hits and B to the (4,) window, in place."""
+    """Adds the loss times B, the number of top-1 hits, the number of top-5 hits, and B to the (4,) window, in place."""
     hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
     top1, top5 = hits[:, 0].sum(), hits.sum()
     window += torch.stack([loss.double() * len(labels), top1, top5, torch.full_like(top1, len(labels))])
@@ -268,7 +274,7 @@ class _Rate:
 
 
 def _row(training: TrainingState, world: ProcessGroup, rate: _Rate) -> dict[str, Any]:
-    """Returns a row of the log over the steps since the previous row, and resets the window."""
+    """Returns a row of the log about the steps since the previous row, and sets the window to zero."""
     state = training.state
     sums = world.total(training.window).tolist()
     training.window.zero_()

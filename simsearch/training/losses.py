@@ -1,4 +1,4 @@
-"""Losses on features, added to the loss on labels: metric learning, distillation, and equal lengths.
+"""Losses on features that are added to the loss on labels: metric learning, distillation, equal lengths, no peaks.
 
 Shape letters: B batch, D width of the last hidden layer, T width of the teacher's features.
 """
@@ -13,9 +13,10 @@ from torch import Tensor
 def neighbour_loss(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """Returns the supervised contrastive loss of features (B, D) with labels (B,), a scalar.
 
-    Khosla et al., NeurIPS 2020, L_out: a softmax over each image's nearness to the other images of the batch gives a
-    distribution, and the loss is the mean negative log probability of the images with the same label. Nearness is by
-    Euclidean distance as in `similarity_loss`, not by cosine. Images whose label occurs once in the batch are ignored.
+    A softmax over each image's nearness to the other images of the batch gives a distribution. The loss is the mean
+    negative log probability of the images with the same label (Khosla et al., NeurIPS 2020, L_out).
+    Nearness is by Euclidean distance as in `similarity_loss`, not by cosine. An image whose label occurs only once in
+    the batch is ignored.
     """
     itself = torch.eye(len(features), dtype=torch.bool, device=features.device)
     nearness = _nearness(features, temperature).masked_fill(itself, -1e4).log_softmax(1)
@@ -27,11 +28,13 @@ def neighbour_loss(features: Tensor, labels: Tensor, temperature: float) -> Tens
 
 
 def similarity_loss(features: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Returns the mean Kullback-Leibler divergence between the neighbourhoods of teacher and student, a scalar.
+    """Returns KL(teacher || student) of the similarities between images, averaged over the batch, a scalar.
 
-    features: (B, D), the student's. teacher: (B, T). A softmax over the similarity to the other B - 1 images of the
-    batch gives each image a distribution: by cosine for the teacher, by squared Euclidean distance in units of the mean
-    squared norm for the student (for vectors of equal length the two agree).
+    features: (B, D), the student's. teacher: (B, T), the teacher's. For each image, a softmax over its similarities to
+    the other B - 1 images of the batch gives a distribution, by the student and by the teacher.
+    The teacher's similarity is the cosine. The student's is minus half the squared Euclidean distance, in units of the
+    mean squared norm. For features of equal length, both give the same distribution. Both are divided by the
+    temperature.
     """
     student = _nearness(features, temperature)
     unit = F.normalize(teacher.float(), dim=1)
@@ -45,7 +48,8 @@ def similarity_loss(features: Tensor, teacher: Tensor, temperature: float) -> Te
 def length_loss(features: Tensor) -> Tensor:
     """Returns the relative variance of the lengths of features (B, D), a scalar.
 
-    With equal lengths, Euclidean distance ranks images as the cosine does, which does not depend on contrast.
+    If all features have the same length, Euclidean distance and cosine rank images alike. The cosine does not depend on
+    the contrast of an image.
     """
     lengths = features.float().norm(dim=1)
     variation: Tensor = lengths.var() / lengths.mean().square().clamp(min=1e-6)
@@ -55,8 +59,8 @@ def length_loss(features: Tensor) -> Tensor:
 def peak_loss(features: Tensor) -> Tensor:
     """Returns the mean of E[x^4] / E[x^2]^2 over the rows of features (B, D), a scalar of at least 1.
 
-    The loss is large if a few values dominate a row; their squared differences then outweigh all others in a Euclidean
-    distance.
+    The loss is large if a few values of a row are much larger than the others. Their differences then dominate
+    Euclidean distances.
     """
     squares = features.float().square()
     peaks: Tensor = (squares.square().mean(1) / squares.mean(1).square().clamp(min=1e-12)).mean()
@@ -64,9 +68,10 @@ def peak_loss(features: Tensor) -> Tensor:
 
 
 def _nearness(features: Tensor, temperature: float) -> Tensor:
-    """Returns minus half the squared Euclidean distances, in units of the mean squared norm, / temperature: (B, B).
+    """Returns the nearness of each pair of images: (B, B), higher for smaller Euclidean distances.
 
-    The gradient also flows through the mean; if the mean were a constant, a loss could shrink all features to zero.
+    It is minus half the squared distance, in units of the mean squared norm, divided by the temperature. The gradient
+    also flows through the mean; if the mean were a constant, a loss could shrink all features to zero.
     """
     features = features.float()
     squared = features.square().sum(1)

@@ -1,8 +1,8 @@
-"""An optimizer for the kernels of convolutions, whose steps are equally large in all directions.
+"""An optimizer for convolution kernels that changes a kernel equally fast in all directions.
 
-Jordan et al.: "Muon: An optimizer for hidden layers", 2024. The momentum of a matrix is made orthogonal before it is
-applied, so that directions with rare gradients are learned as fast as the others. Iterating an odd polynomial replaces
-the singular value decomposition (Newton-Schulz iteration).
+Jordan et al.: "Muon: An optimizer for hidden layers", 2024. The momentum of a kernel, as a matrix, is made orthogonal
+before it is applied. So directions with rare gradients are learned as fast as others. An orthogonal matrix is usually
+computed by singular value decomposition; here a polynomial is applied a few times instead (Newton-Schulz iteration).
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 POLYNOMIAL = (3.4445, -4.7750, 2.0315)
-"""Coefficients of x, x^3 and x^5.
+"""Coefficients of x, x^3 and x^5 in the polynomial that is applied to the singular values.
 
 Five rounds bring any singular value between 0.001 and 1 into the range 0.7 to 1.2 (Jordan).
 """
 
 
 def orthogonalise(matrix: Tensor, rounds: int = 5) -> Tensor:
-    """Returns an (M, N) bfloat16 matrix with the singular vectors of `matrix` (M, N) and singular values near 1."""
+    """Returns an (M, N) bfloat16 matrix with the singular vectors of `matrix` (M, N) and singular values near 1.
+
+    rounds: how often the polynomial is applied.
+    """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x: Tensor = (wide / (wide.norm() + 1e-12)).bfloat16()
     a, b, c = POLYNOMIAL
@@ -47,7 +50,10 @@ class OrthogonalMomentum:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """Updates the kernels, then removes their gradients, so that no other optimizer applies them."""
+        """Updates the kernels, then removes their gradients, so that no other optimizer applies them.
+
+        rate: the learning rate.
+        """
         for kernel, moment in zip(self.kernels, self.moments, strict=True):
             assert kernel.grad is not None
             moment.mul_(self.momentum).add_(kernel.grad)
@@ -63,6 +69,6 @@ class OrthogonalMomentum:
         return {"moments": self.moments}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the momentum that `state_dict` returned."""
+        """Restores the momentum from the result of `state_dict`."""
         for moment, saved in zip(self.moments, state["moments"], strict=True):
             moment.copy_(saved)

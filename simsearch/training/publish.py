@@ -37,12 +37,14 @@ def publish(
     trained_on: TrainingSet | None = None,
     record: TrainingRecord | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Writes the weights file and returns its metrics, by the name of the set and of the metric.
+    """Writes the weights file and returns its metrics: by name of the image set, then by name of the metric.
 
-    The metrics are measured on the network as read back from the file, and stored in the file's card.
+    The metrics are measured on the network as read back from the file, and stored in the file too.
 
-    checks: sets to measure on, by name. compress: share and Huffman-code the weights (`models.deep_compression`).
-    trained_on: the training images; on some of them AlexNet's activation ranges for int8 are measured.
+    card: the description of the model for the file. checks: image sets to measure on, by name.
+    compress: True to share and Huffman-code the weights (`models.deep_compression`).
+    trained_on: the training images. For AlexNet, the ranges of activations that int8 needs are measured on some of
+    them.
     record: the pictures that were trained on and those held out, to store in the file.
     """
     network = network.cpu().eval()
@@ -59,7 +61,7 @@ def publish(
         labels = data.labels[sample_rows(len(data))]
         found = retrieval(LabelledFeatures(features, labels))
         metrics[name] = dict(scores)
-        if np.bincount(labels).mean() > 6:  # with fewer images per label, not all of the six nearest can have it
+        if np.bincount(labels).mean() > 6:  # with fewer, the six nearest cannot all have the right label
             metrics[name] |= {"P@6": float(found["P@6"].mean()), "mAP": float(np.nanmean(found["AP"]))}
         if not number:
             distances = similarity.quantiles(features[:512].astype(np.float16))
@@ -76,7 +78,7 @@ def publish(
 
 
 def _centres(data: TrainingSet, side: int) -> np.ndarray[Any, Any]:
-    """Returns the centre patches of all images: (N, side, side, 3) uint8."""
+    """Returns the centre patches of all images of a set: (N, side, side, 3) uint8."""
     pixels = torch.from_numpy(np.ascontiguousarray(data.pixels[:]))
     return np.ascontiguousarray(augment.centre_pixels(pixels, side).numpy())
 
@@ -85,7 +87,7 @@ def _centres(data: TrainingSet, side: int) -> np.ndarray[Any, Any]:
 def features_of(
     network: Network, data: TrainingSet, colour: ColourStats, batch_size: int = 256
 ) -> np.ndarray[Any, Any]:
-    """Computes the features of the centre patches: (N, D) float32."""
+    """Returns the features of the centre patches of all images of a set: (N, D) float32."""
     network.eval()
     device = next(network.parameters()).device
     colour, rows = colour.to(device), []
@@ -96,11 +98,11 @@ def features_of(
 
 
 def sample_rows(count: int, most: int = 4096) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Returns up to `most` of `count` row numbers, evenly spaced, ascending."""
+    """Returns up to `most` row numbers between 0 and `count` - 1, evenly spaced and ascending."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
 
 
 def format_metric(name: str, value: float) -> str:
-    """Formats a metric for display: "top-1 56.2%", "mAP 0.412"."""
+    """Returns a metric as text to show: "top-1 56.2%", "mAP 0.412"."""
     shown = {"top1": "top-1", "top5": "top-5"}.get(name)
     return f"{shown} {value:.1%}" if shown else f"{name} {value:.3f}"

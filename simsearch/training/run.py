@@ -45,14 +45,15 @@ FEW = 10_000
 """Number of images below which AlexNet learns little from random weights (scripts/reproduce/presets.py)."""
 
 SAMPLED = 1024
-"""Largest number of pictures in the checksum of the training data."""
+"""Largest number of pictures that the checksum of the training data covers."""
 
 
 @dataclass(frozen=True)
 class TrainingReport:
     """The result of a training.
 
-    output: the weights file. images, classes: numbers of those trained on. metrics: by set of images, then by name.
+    output: the weights file. images, classes: numbers of images and classes trained on.
+    metrics: by name of the image set, then by name of the metric.
     seconds: of training, in all runs together. bytes: size of the weights file.
     """
 
@@ -73,8 +74,9 @@ def fit(
 ) -> TrainingReport:
     """Trains a network and writes its weights.
 
-    progress: called with the number of decoded images and their total. log: gets the rows that `loop.train` describes.
-    stop: when it returns true, a checkpoint is written, from which `resume` continues.
+    progress: called with the number of images decoded so far and of all images. log: gets the rows that `loop.train`
+    describes.
+    stop: when it returns True, a checkpoint is written, and a job with `resume` can continue from it.
     Raises UsageError if the job cannot be done, and TrainingInterruptedError after a stop.
     """
     _check_output(job)
@@ -126,7 +128,7 @@ def fit(
 
 @contextlib.contextmanager
 def _drawing_curve(journal: TrainingLog, path: Path) -> Iterator[None]:
-    """Draws the learning curve after the training, even if it failed; errors of drawing do not hide one of training."""
+    """Draws the learning curve after the training; if the training failed, errors of drawing are ignored."""
     try:
         yield
     except BaseException:
@@ -149,7 +151,7 @@ def _facts(job: TrainingJob, data: TrainingSet, start: registry.WeightsFile | No
 
 
 def checksums(data: TrainingSet) -> dict[str, str]:
-    """Returns checksums of all labels, and of up to SAMPLED pictures in order; see `state.CONTENTS`."""
+    """Returns checksums by name: of all labels, and of up to SAMPLED evenly spaced pictures; see `state.CONTENTS`."""
     pictures = hashlib.sha256()
     rows = np.unique(np.linspace(0, len(data) - 1, SAMPLED).astype(np.int64))
     for start in range(0, len(rows), 64):
@@ -201,7 +203,7 @@ def gather(
 
 
 def recipe_for(architecture: str, image_size: int) -> Preprocessing:
-    """Returns a network's preprocessing; AlexNet's has the paper's proportion, 256 pixels for an input of 224."""
+    """Returns a network's preprocessing. AlexNet scales images as its paper does: to 256 pixels for an input of 224."""
     if architecture == "lenet5":
         return Preprocessing(28, 32)
     if architecture == "convnet4":
@@ -212,8 +214,7 @@ def recipe_for(architecture: str, image_size: int) -> Preprocessing:
 def colour_of(architecture: str, data: TrainingSet, start: registry.WeightsFile | None = None) -> ColourStats:
     """Returns the statistics that normalise the input.
 
-    They are fixed for LeNet-5; else mean and std are those of `start`, if given, or are measured on the training
-    images.
+    LeNet-5 has fixed ones. Other networks use mean and std of `start`, if given, else those of the training images.
     """
     if architecture == "lenet5":
         return ColourStats.fixed(*LENET5_INPUT)
@@ -227,7 +228,7 @@ def colour_of(architecture: str, data: TrainingSet, start: registry.WeightsFile 
 def build(
     job: TrainingJob, classes: tuple[str, ...], start: registry.WeightsFile | None
 ) -> tuple[Network, dict[str, Any]]:
-    """Builds the network to train and returns it with the arguments of its configuration.
+    """Returns the network to train, and the arguments of its configuration.
 
     Raises UsageError if `start` is of another architecture or input size, or if no parameter is left to train.
     """
@@ -324,7 +325,7 @@ def _summary(
     start: registry.WeightsFile | None,
     seconds: float,
 ) -> dict[str, Any]:
-    """Returns a summary of the training for the card of the weights file."""
+    """Returns a summary of the training, which is stored in the weights file."""
     held_out = f", {len(validation):,} to validate on" if validation is not None else ""
     summary = {
         "data": f"{len(data):,} images of {len(data.classes):,} classes{held_out}",
@@ -336,7 +337,7 @@ def _summary(
 
 
 def _record(data: TrainingSet, validation: TrainingSet | None, start: registry.WeightsFile | None) -> TrainingRecord:
-    """Returns the record of pictures held out and trained on, including those that `start` was trained on."""
+    """Returns the record of pictures trained on and held out, including the pictures that `start` was trained on."""
     before = weights.read_record(start.path) if start else TrainingRecord()
     return TrainingRecord.of(data.file_digests(), validation.file_digests() if validation else (), before)
 

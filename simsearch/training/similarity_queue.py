@@ -1,8 +1,9 @@
 """A distillation loss: the student learns the teacher's similarities between a batch and a queue of recent pictures.
 
-Koohpayegani, Tejankar, Pirsiavash: "CompRess", NeurIPS 2020. For each picture, the similarities to thousands of other
-pictures give a distribution, one by the student and one by the teacher; the loss is the divergence between the two. The
-queue is needed because a single batch contains too few similar pictures.
+Koohpayegani, Tejankar, Pirsiavash: "CompRess", NeurIPS 2020. The similarities of a picture to thousands of other
+pictures, by the student's features, give a distribution; the teacher's features give another. The loss is the
+divergence between the two distributions. A single batch contains too few similar pictures, so pictures of earlier
+batches are kept in a queue.
 
 Shape letters: B batch, D width of the student's features, T width of the teacher's, Q pictures in the queue.
 """
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class SimilarityQueue(nn.Module):
-    """Computes the loss, and stores the student's (Q, D) and the teacher's (Q, T) features of the last Q pictures.
+    """Computes the loss, and stores the features of the last Q pictures: the student's (Q, D) and the teacher's (Q, T).
 
     The features have unit length and are stored as bfloat16, for fast matrix products. The class is a module so that a
     checkpoint can include the queue.
@@ -37,9 +38,9 @@ class SimilarityQueue(nn.Module):
         self.seen: Tensor
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Returns the mean Kullback-Leibler divergence between teacher and student over a batch, a scalar.
+        """Returns the divergence KL(teacher || student), averaged over the pictures of a batch, a scalar.
 
-        student: (B, D), with a gradient. teacher: (B, T), without one; its mean over all pictures should be 0.
+        student: (B, D), with a gradient. teacher: (B, T), without; its mean over all pictures should be 0.
         The distributions cover the queue and the other pictures of the batch. Call `add` with the batch after the
         gradient has been computed.
         """
@@ -52,16 +53,17 @@ class SimilarityQueue(nn.Module):
 
     @torch.no_grad()
     def add(self, student: Tensor, teacher: Tensor) -> None:
-        """Stores the features of a batch in the queue, in place of the oldest ones; arguments as in `forward`."""
+        """Puts the features of a batch into the queue, in place of the oldest features; arguments as in `forward`."""
         places = (torch.arange(len(student), device=student.device) + self.seen) % self.size
         self.students[places] = F.normalize(student.float(), dim=1).bfloat16()
         self.teachers[places] = F.normalize(teacher.float(), dim=1).bfloat16()
         self.seen += len(student)
 
     def _nearness(self, batch: Tensor, queue: Tensor) -> Tensor:
-        """Returns the cosines of (B, D) with the batch and the queue (Q, D), / temperature: (B, B + Q).
+        """Returns the cosine of each picture of the batch with all pictures of batch and queue: (B, B + Q).
 
-        A picture's cosine with itself is replaced by -1e4, so that its probability is 0.
+        batch: (B, D) and queue: (Q, D), of unit length. The cosines are divided by the temperature. A picture's cosine
+        with itself is replaced by -1e4, so that its probability is 0.
         """
         low = batch.bfloat16()
         itself = torch.eye(len(batch), dtype=torch.bool, device=batch.device)

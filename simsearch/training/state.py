@@ -1,4 +1,4 @@
-"""The state of a training: network, optimizer, place in the schedule; saved as checkpoints and restored from them.
+"""The state of a training: network, optimizer and progress; it is saved in checkpoints and restored from them.
 
 Source: Krizhevsky et al. 2012, section 5 (SGD with momentum, division by 10 when validation stalls).
 """
@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class StepState:
-    """Everything that changes during a training, besides network, optimizer and compressor.
+    """The numbers that change during a training.
 
-    best: the lowest validation error so far. stalled: epochs since then. reductions: number of reductions of the rate.
-    window: sums since the last row of the log. averaged: epochs in the average of weights. seconds: of all runs.
+    step: number of finished steps. best: the lowest validation error so far. stalled: number of epochs since then.
+    reductions: how often the learning rate was reduced because validation stalled.
+    window: `TrainingState.window` in a checkpoint.
+    averaged: number of epochs in the average of weights. seconds: of training, in all runs together.
     """
 
     step: int = 0
@@ -43,14 +45,15 @@ class StepState:
 
 
 CONTENTS = "pictures", "labels"
-"""The facts that are checksums of the training data."""
+"""Names of the facts that are checksums of the training data; see `TrainingState.save`."""
 
 
 class TrainingState:
-    """A network in training, on `device`, with its optimizer, its compressor and its place in the schedule.
+    """A network in training, with its optimizer, its compressor and its progress, all on `device`.
 
     window: (4,) float64, sums of loss, top-1 hits, top-5 hits and images since the last row of the log.
-    average: running means of the weights over the last epochs, by name; empty if the configuration asks for none.
+    average: means of the weights over the last epochs, by name. It is empty before these epochs, and if the
+    configuration asks for no average.
     """
 
     def __init__(self, network: Network, config: TrainConfig, steps_per_epoch: int, device: torch.device) -> None:
@@ -77,7 +80,7 @@ class TrainingState:
         return self.state.step >= self.steps or self.state.reductions > self.config.reductions
 
     def learning_rate(self) -> float:
-        """Returns the rate of the next step."""
+        """Returns the learning rate of the next step."""
         config, progress = self.config, self.state.step / self.steps
         if config.schedule == "plateau":
             return config.learning_rate * 0.1**self.state.reductions
@@ -88,11 +91,11 @@ class TrainingState:
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup)))
 
     def slower_hint(self) -> str:
-        """Returns the option that lowers the learning rate, as a hint for a training that diverged."""
+        """Returns the option for a third of the learning rate, as a hint when a training has diverged."""
         return f"--set learning_rate={self.config.learning_rate / 3:.2g}"
 
     def update_schedule(self, error: float) -> None:
-        """Records the validation error of an epoch, and reduces the rate if it has stopped falling (section 5)."""
+        """Records the validation error of an epoch; the schedule "plateau" lowers the learning rate if it stalls."""
         state = self.state
         if error < state.best:
             state.best, state.stalled = error, 0
@@ -102,7 +105,7 @@ class TrainingState:
             state.stalled, state.reductions = 0, state.reductions + 1
 
     def update_average(self) -> None:
-        """Adds the weights to the average if the epoch just finished is one of the last ones, which are averaged."""
+        """Adds the current weights to the average, if the configuration averages over the epoch that has just ended."""
         if self.epoch <= self.config.epochs * (1 - self.config.average):
             return
         self.state.averaged += 1
@@ -139,12 +142,12 @@ class TrainingState:
             raise SimsearchError(f"{path} cannot be written; is the disk full?") from error
 
     def restore(self, path: Path, facts: dict[str, Any]) -> None:
-        """Continues from a checkpoint. Raises UsageError if its configuration or its facts are different."""
+        """Continues from a checkpoint. Raises UsageError if it was written with a different configuration or facts."""
         content, plain = read_checkpoint(path)
         for name, value in {**asdict(self.config), **facts}.items():
             was = {**plain["config"], **plain["facts"]}.get(name)
             if name in CONTENTS:
-                if was not in (None, value):  # None: written by an older version
+                if was not in (None, value):  # None: an older version wrote the checkpoint
                     raise UsageError(f"{path} was trained with other {name}", hint="remove it to start over")
             elif was != json.loads(json.dumps(value)):
                 shown = f"{name} {was!r}, not {value!r}" if len(repr((was, value))) < 200 else f"another {name}"
@@ -158,7 +161,7 @@ class TrainingState:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads a checkpoint: its tensors, and its JSON values (config, state, facts). No pickled code is executed.
+    """Returns the tensors of a checkpoint, and its JSON values (config, state, facts). No pickled code is executed.
 
     Raises UsageError if the file is not a checkpoint.
     """
@@ -172,7 +175,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Returns the configured optimizer of all parameters that are not frozen; weight decay applies to weights only."""
+    """Returns the configured optimizer for all parameters that are not frozen; only weights decay, not biases."""
     trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for name, p in trained if name.endswith("weight")], "weight_decay": config.weight_decay},

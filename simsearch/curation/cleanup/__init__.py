@@ -1,1 +1,1 @@
-"""Moves, trashes or hard-links the files of duplicates; actions can be undone, and a last copy is never touched."""
+"""Moves, trashes or hard-links duplicates. All actions can be undone; the last copy of a picture is not touched."""

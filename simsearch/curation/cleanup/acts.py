@@ -1,9 +1,11 @@
-"""Moves a file, puts it into the trash, or replaces it by a hard link; the action is announced first, checked after.
+"""Moves a duplicate, puts it into the trash, or replaces it by a hard link.
 
-The file is renamed first, which never loses data, even if another process has just changed the file. Then the picture
-to keep is checked again, and the file is renamed back if that picture has vanished: both paths may be one file, seen
-through two mounts with different inodes, or another process may have moved or deleted the picture. Only after this
-check is a file deleted, and only if its content has been read at another place.
+1. The action is written to the journal.
+2. The file is renamed. This loses no data, even if another process has just changed the file.
+3. The picture to keep is checked again. If it has vanished, the file is renamed back. This happens if both paths lead
+to one file, for example through two mounts that show different inodes, or if another process has just moved or deleted
+the picture.
+4. Only now is an old file deleted, and only if its content has been read at another path.
 """
 
 from __future__ import annotations
@@ -32,14 +34,15 @@ from simsearch.curation.cleanup.files import (
 from simsearch.curation.cleanup.journal import Entry, Journal
 
 OTHER_BYTES = "its bytes differ from those of the picture to keep"
-"""The reason not to replace a file by a hard link."""
+"""Reported for a duplicate that cannot become a hard link."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A file to act on.
+    """A duplicate to move, trash or link.
 
-    path: absolute path. digest: SHA-256 of the file when it was indexed. original: the picture that is kept.
+    path: absolute path of the duplicate. digest: SHA-256 of its content when it was indexed.
+    original: the picture that is kept.
     target: the new path, for a move. into: the folder below which folders may be created for the target.
     """
 
@@ -53,7 +56,8 @@ class Task:
 def act(task: Task, do: str, journal: Journal) -> int:
     """Carries out one action of `journal.ACTIONS` on a file and returns the size of the file in bytes.
 
-    Raises UnusableError or OSError if nothing was done, JournalError if no further file may be acted on.
+    Raises UnusableError or OSError if the action failed and was undone; if it could not be undone, `restore` can do
+    that later. Raises JournalError if the journal cannot be written; no further file may be acted on then.
     """
     task.original.check()
     digest, facts = read_state(task.path)
@@ -94,7 +98,11 @@ def act(task: Task, do: str, journal: Journal) -> int:
 
 
 def _places(task: Task, do: str, facts: os.stat_result) -> Iterator[tuple[str, str, str]]:
-    """Yields free new paths for a file: its path, that of the record in the trash, and the entry's `into`."""
+    """Yields (new path, record, folder) for each path that the file may be given; a path that exists is left out.
+
+    record: path of the file's record in the trash; "" for other actions. folder: for a move, the folder below which
+    folders may be created; else "". A file that becomes a hard link keeps its path.
+    """
     if do == "hardlink":
         yield task.path, "", ""
     elif do == "trash":
@@ -152,7 +160,10 @@ def _move(entry: Entry, state: State, original: Original) -> None:
 
 
 def _move_across(entry: Entry, state: State, original: Original) -> None:
-    """Moves a file to another file system: a copy is made, synced, read back and named before the file is deleted."""
+    """Moves a file to another file system.
+
+    The copy is written, flushed to disk, read back and given its new name before the old file is deleted.
+    """
     named = False
     with _deleting_on_error(entry.partial):
         copy_new(entry.path, entry.partial, bytes.fromhex(entry.sha256))
@@ -172,7 +183,7 @@ def _move_across(entry: Entry, state: State, original: Original) -> None:
 
 
 def _link(entry: Entry, state: State, original: Original) -> None:
-    """Replaces a file by a hard link to an identical one."""
+    """Replaces a file by a hard link to the picture to keep, which has the same content."""
     named = False
     with _deleting_on_error(entry.partial):
         link_new(original.path, entry.partial)
@@ -194,7 +205,10 @@ def _link(entry: Entry, state: State, original: Original) -> None:
 
 
 def _check(place: str, state: State, original: Original) -> None:
-    """Raises UnusableError if the renamed file at `place` is not the one that was read, or the original is gone."""
+    """Raises UnusableError if the renamed file, now at `place`, has changed, or if the picture to keep is gone.
+
+    state: the state of the file when its content was read.
+    """
     if State.at(place) != state:
         raise UnusableError("it is being changed")
     if not original.is_there():

@@ -1,4 +1,4 @@
-"""Checks on files before and after a clean-up, and operations that never overwrite another file."""
+"""Reads and checks files for a clean-up, and renames, links and copies them without ever overwriting a file."""
 
 from __future__ import annotations
 
@@ -22,18 +22,22 @@ BLOCK = 1 << 20
 """Bytes read or copied at once."""
 
 _HERE, _NO_REPLACE = -100, 1
-"""AT_FDCWD and RENAME_NOREPLACE of Linux."""
+"""Arguments of Linux's renameat2: AT_FDCWD and RENAME_NOREPLACE."""
 
 _WITHOUT_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""Errors of `os.link` that mean that the file system has no hard links."""
 
 
 class UnusableError(SimsearchError):
-    """A file does not match its description in the index, or no longer does, so nothing is done with it."""
+    """A file cannot be acted on, so it is left as it is. The message is the reason, such as "it is a link"."""
 
 
 @dataclass(frozen=True)
 class State:
-    """A regular file at the moment when its content was read. Renames and new links change none of these values."""
+    """Values that tell if a regular file is still the file that was read, with the same content.
+
+    stamp: the modification time in ns. Renaming the file or linking to it changes none of the values.
+    """
 
     device: int
     inode: int
@@ -46,7 +50,7 @@ class State:
 
     @classmethod
     def at(cls, path: str) -> State | None:
-        """Returns the state of a regular file; None for a link, a folder or nothing at all."""
+        """Returns the state of the regular file at `path`; None if there is a link, a folder or nothing."""
         try:
             facts = os.lstat(path)
         except (OSError, ValueError):
@@ -55,7 +59,10 @@ class State:
 
 
 def read_state(path: str) -> tuple[bytes, os.stat_result]:
-    """Returns the SHA-256 and the `os.stat` result of a regular file. Raises UnusableError, also for a link."""
+    """Reads a regular file and returns the SHA-256 of its content, and its `os.stat` result.
+
+    Raises UnusableError if the file is missing, cannot be read, is a link or not a regular file, or changes meanwhile.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -82,10 +89,13 @@ def read_state(path: str) -> tuple[bytes, os.stat_result]:
 
 
 class Original:
-    """The picture that is kept: a file, or a member of an archive or a table.
+    """The picture of a group that is kept: a file, or a picture in an archive or a table.
 
-    path: the path as printed. source, within: for a picture that is not a separate file, its source and its path in the
-    source; None and "" for a file.
+    path: the absolute path of a file; for a picture in an archive or a table, the path to show.
+    digest: SHA-256 of its content when it was indexed.
+    source, within: for a picture in an archive or a table, the archive or table and the path within it; None and "" for
+    a file.
+    state: the file as `check` found it; None before, and for a picture in an archive or a table.
     """
 
     def __init__(self, path: str, digest: bytes, source: Source | None = None, within: str = "") -> None:
@@ -94,7 +104,7 @@ class Original:
         self.state: State | None = None
 
     def check(self) -> None:
-        """Reads the whole picture. Raises UnusableError if it is missing or its content is not that in the index."""
+        """Reads the whole picture. Raises UnusableError if it is missing or has changed since it was indexed."""
         if self._source is None:
             digest, facts = read_state(self.path)
             self.state = State.of(facts)
@@ -118,10 +128,10 @@ class Original:
 
 
 def rename_new(old: str, new: str) -> None:
-    """Renames a file within a file system, without replacing any file. Raises OSError, FileExistsError if `new` exists.
+    """Renames a file within a file system. Raises OSError, and FileExistsError if there is a file at `new`.
 
-    If the system cannot do this in one step, the file has both names for a moment. This needs hard links: a file system
-    without them, such as exFAT by FUSE, is refused.
+    On systems that cannot do this in one step, the file gets `new` as a second name (a hard link), then loses the old
+    name. This fails with an OSError on file systems without hard links, such as exFAT by FUSE.
     """
     if _renameat2 is not None:
         if not _renameat2(_HERE, os.fsencode(old), _HERE, os.fsencode(new), _NO_REPLACE):
@@ -140,7 +150,10 @@ def rename_new(old: str, new: str) -> None:
 
 
 def link_new(old: str, new: str, problem: str = "this file system has no hard links") -> None:
-    """Creates a hard link. Raises OSError; the message is `problem` if the file system has no hard links."""
+    """Creates `new` as a hard link to the file `old`. Raises OSError.
+
+    problem: the message of the error if the file system has no hard links.
+    """
     try:
         os.link(old, new, follow_symlinks=False)
     except OSError as error:
@@ -162,7 +175,8 @@ _renameat2 = _find_renameat2()
 def copy_new(old: str, new: str, digest: bytes) -> None:
     """Copies a file with its times, permissions and attributes, and reads the copy back from disk.
 
-    Raises OSError, FileExistsError if `new` exists, UnusableError if the SHA-256 of the content is not `digest`.
+    Raises OSError, FileExistsError if there is a file at `new`, and UnusableError if the SHA-256 of the copy is not
+    `digest`.
     """
     with open(old, "rb") as source, open(new, "xb") as target:
         while block := source.read(BLOCK):
@@ -177,7 +191,7 @@ def copy_new(old: str, new: str, digest: bytes) -> None:
 
 
 def copy_facts(old: str, new: str) -> None:
-    """Gives a file the owner, permissions, attributes and times of another, as far as the system permits."""
+    """Gives the file `new` the owner, permissions, attributes and times of `old`, as far as the system permits."""
     facts = os.lstat(old)
     with contextlib.suppress(OSError):
         os.chown(new, facts.st_uid, facts.st_gid)
@@ -190,7 +204,7 @@ def copy_facts(old: str, new: str) -> None:
 
 
 def make_folders(path: str) -> list[str]:
-    """Creates a folder and its missing parents, and syncs their parents; returns new folders, the deepest first."""
+    """Creates a folder and its missing parents, and flushes them to disk; returns them, the deepest first."""
     missing = []
     while not os.path.isdir(path):
         missing.append(path)
@@ -203,7 +217,7 @@ def make_folders(path: str) -> list[str]:
 
 
 def sync_folders(*paths: str) -> None:
-    """Syncs the folders that contain the given files to disk, if the file system supports it. Raises OSError."""
+    """Flushes the folders that contain the given files to disk, if the file system supports that. Raises OSError."""
     for folder in dict.fromkeys(os.path.dirname(path) for path in paths):
         try:
             sync_folder(folder)

@@ -1,7 +1,7 @@
 """Groups that the user has marked as not being duplicates, stored in `ignored.json` of the index.
 
-A group is stored as the SHA-256 of its files, so that it is recognised after files were moved or the index was rebuilt
-in the same folder. A group with an additional picture is shown again.
+A group is stored as the SHA-256 digests of its files, so that it is recognised after files were moved or the index was
+rebuilt in the same folder. A group that has gained a picture is shown again.
 """
 
 from __future__ import annotations
@@ -26,13 +26,20 @@ Groups = list[list[Member]]
 
 
 def without_ignored(index: OpenIndex, groups: Groups) -> Groups:
-    """Returns the groups that are not wholly contained in an ignored group. Raises IndexDamagedError."""
+    """Returns the groups to show: all except those whose files all belong to one ignored group.
+
+    Raises IndexDamagedError if `ignored.json` is damaged.
+    """
     is_ignored = matcher(index)
     return [group for group in groups if not is_ignored(contents(group))]
 
 
 def matcher(index: OpenIndex) -> Callable[[Sequence[str]], bool]:
-    """Returns a function that returns True for the `contents` of an ignored group. Raises IndexDamagedError."""
+    """Returns a function that tells if a group is ignored: if its files all belong to one ignored group.
+
+    The function takes the `contents` of the group and returns True or False. Raises IndexDamagedError if `ignored.json`
+    is damaged.
+    """
     known: dict[str, list[Counter[str]]] = {}
     for digests in _read(index):
         group = Counter(digests)
@@ -47,14 +54,18 @@ def matcher(index: OpenIndex) -> Callable[[Sequence[str]], bool]:
 
 
 def ignore(index: OpenIndex, groups: Iterable[Sequence[Member]]) -> None:
-    """Adds groups to the ignored ones. Raises IndexLockedError, UsageError."""
+    """Marks groups as not being duplicates.
+
+    Raises IndexLockedError if another process is writing to the index, IndexDamagedError if `ignored.json` is damaged,
+    and UsageError if it cannot be written or the index is not on disk.
+    """
     change(index, [contents(group) for group in groups], True)
 
 
 def change(index: OpenIndex, groups: Iterable[Sequence[str]], ignored: bool) -> None:
-    """Adds groups to the ignored ones, or removes them if `ignored` is False. groups: the `contents` of each.
+    """Marks groups as not being duplicates, or removes that mark if `ignored` is False.
 
-    Raises IndexLockedError, UsageError.
+    groups: the `contents` of each group. Raises the same errors as `ignore`.
     """
     opened = on_disk(index)
     changed = [sorted(group) for group in groups]

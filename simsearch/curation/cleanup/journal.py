@@ -1,7 +1,9 @@
-"""The journal of a clean-up: JSON lines, each on disk before its action begins.
+"""The journal of a clean-up: a file of JSON lines that tell `restore` how to undo the actions.
 
 The first line describes the run. `{"n": 1, "do": "move", …}` announces an action, with all data that `restore` needs.
-`{"n": 1, "done": true}` follows when the action is complete, `{"n": 1, "failed": "why"}` if it was undone at once.
+It is on disk before the action begins. `{"n": 1, "done": true}` follows when the action is complete, or `{"n": 1,
+"failed": "why"}` if it failed and was undone. `restore` adds `{"n": 1, "returning": true}` before it puts a file back
+and deletes the file's copy.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ from simsearch.errors import UsageError
 from simsearch.installation import __version__
 
 FORMAT = 1
+"""Version of the format, in the first line."""
 
 ACTIONS = ("move", "trash", "hardlink")
+"""The actions on a duplicate."""
 
 LONGEST = 1 << 20
-"""Characters of the longest line that is read."""
+"""Largest number of characters of a line; a longer line is an error."""
 
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -35,12 +39,16 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Entry:
-    """The announcement of one action.
+    """The announcement of one action on a duplicate.
 
-    do: one of ACTIONS. path: the file. to: the new path; equal to `path` for a hard link. kept: the picture that is
-    kept. sha256: digest of the file's content; for a hard link, `kept` has the same content. token: part of temporary
-    file names. info: path of the file's record in the trash. into: the folder below which folders may have been
-    created. mode, stamp: permissions and mtime in ns.
+    n: number of the action, from 1. do: one of ACTIONS.
+    path: the duplicate. to: its new path; equal to `path` for a hard link.
+    kept: path of the picture that is kept. sha256: of the duplicate's content, which a hard link and `kept` have in
+    common.
+    token: a random part of the names of temporary files.
+    mode, stamp: permissions and modification time (ns) of the duplicate.
+    info: path of its record in the trash; "" for other actions.
+    into: the folder below which folders may have been created for `to`; "" if none were.
     """
 
     n: int
@@ -57,23 +65,26 @@ class Entry:
 
     @property
     def aside(self) -> str:
-        """The temporary path of the old file, until it is deleted."""
+        """The temporary path of the duplicate, between its renaming and its deletion."""
         return os.path.join(os.path.dirname(self.path), f".{self.token}.aside")
 
     @property
     def partial(self) -> str:
-        """The temporary path of an unfinished copy or link."""
+        """The temporary path of a copy or hard link that is not complete yet."""
         return os.path.join(os.path.dirname(self.to), f".{self.token}.partial")
 
     @property
     def returning(self) -> str:
-        """The temporary path of an unfinished copy by `restore`."""
+        """The temporary path of a copy that `restore` makes and that is not complete yet."""
         return os.path.join(os.path.dirname(self.path), f".{self.token}.partial")
 
 
 @dataclass
 class Record:
-    """An action of a journal and what is known of its outcome."""
+    """An action of a journal, and what the journal tells about its outcome.
+
+    done: the action is complete. failed: it failed and was undone. returning: `restore` began to put the file back.
+    """
 
     entry: Entry
     done: bool = False
@@ -82,11 +93,16 @@ class Record:
 
 
 class JournalError(UsageError):
-    """The journal cannot be written, so that nothing more may be done."""
+    """The journal cannot be written, so no further action may begin."""
 
 
 class Journal:
-    """A new journal. Every line is on disk when its method returns. Raises UsageError if the file cannot be written."""
+    """Creates a journal and writes its lines; each line is on disk when the method returns.
+
+    path: of the new file. action: one of ACTIONS. index: the name of the index.
+    Raises UsageError if the file exists or cannot be created; the methods raise JournalError if a line cannot be
+    written.
+    """
 
     def __init__(self, path: Path, action: str, index: str) -> None:
         self.path, self._last = path, 0
@@ -118,7 +134,7 @@ class Journal:
         return self._last
 
     def begin(self, entry: Entry) -> None:
-        """Announces an action."""
+        """Writes the announcement of an action."""
         self._write(asdict(entry))
 
     def done(self, entry: Entry) -> None:
@@ -126,7 +142,7 @@ class Journal:
         self._write({"n": entry.n, "done": True})
 
     def failed(self, entry: Entry, reason: str) -> None:
-        """Records that an action was taken back."""
+        """Records that an action failed and was undone."""
         self._write({"n": entry.n, "failed": reason})
 
     def _write(self, values: dict[str, Any]) -> None:
@@ -151,7 +167,7 @@ def note_returning(path: Path, entry: Entry) -> None:
     try:
         with open(path, "r+b", buffering=0) as file:
             text = file.readall()
-            if not text.endswith(b"\n"):  # a line that a killed process left incomplete
+            if not text.endswith(b"\n"):  # a killed process left the last line incomplete
                 file.truncate(text.rfind(b"\n") + 1)
                 file.seek(0, os.SEEK_END)
             _write_line(file, {"n": entry.n, "returning": True})
@@ -160,7 +176,10 @@ def note_returning(path: Path, entry: Entry) -> None:
 
 
 def read_head(path: Path) -> dict[str, str]:
-    """Returns the description of a run: `action`, `index` and `at`. Raises UsageError if the file is no journal."""
+    """Returns `action`, `index` and `at` (the time) from the first line of a journal.
+
+    Raises UsageError if the file cannot be read or is not a journal.
+    """
     try:
         with open(path, encoding="ascii", errors="replace") as file:
             line = file.readline(LONGEST)
@@ -176,9 +195,9 @@ def read_head(path: Path) -> dict[str, str]:
 
 
 def read_journal(path: Path) -> list[Record]:
-    """Returns the actions of a journal in their order. A last line that was not completed is ignored.
+    """Returns the actions of a journal in their order. An incomplete last line, left by a killed process, is ignored.
 
-    Raises UsageError for anything that is not a journal.
+    Raises UsageError if the file cannot be read or is not a journal.
     """
     try:
         text = path.read_text(encoding="ascii", errors="replace")
@@ -215,7 +234,7 @@ def _complete_lines(text: str) -> Iterator[Any]:
 
 
 def _entry(values: dict[str, Any]) -> Entry:
-    """Validates an announcement. Raises ValueError, TypeError."""
+    """Returns the announcement in a line of a journal. Raises ValueError or TypeError if a value is invalid."""
     entry = Entry(**values)
     texts = entry.path, entry.to, entry.kept, entry.info, entry.into
     if not all(type(text) is str and "\0" not in text for text in texts):

@@ -1,4 +1,4 @@
-"""Rules that choose the picture of a group that stays."""
+"""Rules that choose which picture of a group of duplicates is kept."""
 
 from __future__ import annotations
 
@@ -13,30 +13,34 @@ from simsearch.search.duplicates import Member
 from simsearch.storage.reader import EARLIEST
 
 RULES = ("largest", "oldest", "newest", "shortest-path", "under:DIR", "against")
+"""The values of the option `--keep`."""
 
 FILE_KINDS = ("folder", "manifest")
-"""Kinds of sources whose items are files of their own."""
+"""Kinds of sources in which every picture is a separate file, unlike archives and tables."""
 
 _UNDER = "under:"
 
 
 def is_file(member: Member) -> bool:
-    """Returns True if a member is a file of its own: not in an archive or a table, and not a link."""
+    """Returns True if a member is a separate file: not in an archive or a table, and not a link."""
     return member.source.kind in FILE_KINDS and not os.path.islink(member.path)
 
 
 @dataclass(frozen=True)
 class KeepRule:
-    """A rule that is called with the members of a group. name: from RULES, or "under:". folder: DIR of `under:DIR`."""
+    """A rule that chooses the picture to keep when it is called with the members of a group.
+
+    name: one of RULES, or "under:" for a rule `under:DIR`. folder: the DIR of such a rule.
+    """
 
     name: str
     folder: str = ""
 
     @classmethod
     def parse(cls, text: str, against: bool = False) -> KeepRule:
-        """Parses a rule from the value of an option. Raises UsageError.
+        """Returns the rule for a value of the option `--keep`. Raises UsageError.
 
-        against: True if there is another index to compare with, so that the rule "against" is valid.
+        against: True if the command has another index to compare with, which the rule "against" needs.
         """
         if text.startswith(_UNDER):
             folder = os.path.expanduser(text.removeprefix(_UNDER))
@@ -50,10 +54,10 @@ class KeepRule:
         return cls(text)
 
     def __call__(self, members: Sequence[Member]) -> int | None:
-        """Returns the position of the member to keep; None if no member meets the rule.
+        """Returns the position in `members` of the member to keep; None if the rule permits none of them.
 
-        Files are preferred to pictures in archives, except to those of the other index, and links are never chosen. Of
-        equally good members the first is chosen.
+        A link is never chosen. If the rule permits a separate file, a picture in an archive or a table is chosen only
+        if it belongs to the index that the user's index is compared with. Of equally good members the first is chosen.
         """
         places = [place for place, member in enumerate(members) if self.permits(member)]
         if any(is_file(members[place]) for place in places):
@@ -61,7 +65,7 @@ class KeepRule:
         return min(places, key=lambda place: (*self._rank(members[place]), place)) if places else None
 
     def permits(self, member: Member) -> bool:
-        """Returns True if the rule may keep a member."""
+        """Returns True if the rule may choose a member to keep."""
         if member.source.kind in FILE_KINDS and not is_file(member):
             return False
         if self.name == _UNDER:
@@ -69,7 +73,7 @@ class KeepRule:
         return self.name != "against" or not member.own
 
     def is_under(self, member: Member) -> bool:
-        """Returns True if the rule is `under:DIR` and the member lies in that folder, where every member is kept."""
+        """Returns True if the rule is `under:DIR` and the member is a file below DIR; all such members are kept."""
         return self.name == _UNDER and member.source.kind in FILE_KINDS and is_inside(member.path, self.folder)
 
     def _rank(self, member: Member) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Decides the action of a clean-up for each member of each group. Nothing is changed here."""
+"""Decides what a clean-up does with each picture of each group of duplicates. No file is changed here."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from simsearch.search.duplicates import Member
 
 @dataclass(frozen=True)
 class Decision:
-    """The decision about a member.
+    """The decision about a member of a group.
 
-    action: "keep", "leave", "copy" (a duplicate, if no action is asked for), or one of `journal.ACTIONS`.
+    action: "keep", "leave", one of `journal.ACTIONS`, or "copy" for a duplicate if no action was asked for.
     reason: the reason for "leave". target: the new path, for a move.
     """
 
@@ -33,7 +33,12 @@ class Decision:
 
 @dataclass(frozen=True)
 class Plan:
-    """The decisions for each group, that for the kept member first. into: the folder that files are moved to."""
+    """The decisions about the members of each group.
+
+    action: one of `journal.ACTIONS`, or "" if none was asked for. groups: in each, the first decision is about the kept
+    member.
+    into: the folder that files are moved to; "" for other actions.
+    """
 
     action: str
     groups: list[list[Decision]]
@@ -80,12 +85,15 @@ class _Targets:
 def make_plan(
     groups: Sequence[Sequence[Member]], rule: KeepRule, action: str, limit: float, into: str | os.PathLike[str] = ""
 ) -> Plan:
-    """Returns the decisions for groups that `duplicate_groups` made with the same rule.
+    """Returns the decisions about the members of each group.
 
-    action: one of `journal.ACTIONS`, or "" to only choose the member to keep. limit: the largest distance from the kept
-    picture at which a member is acted on, if the two were not compared more closely; see `Member.is_near`. into: the
-    folder that files are moved to.
-    Raises UsageError if a moved file would lie in a source.
+    groups: from `duplicate_groups`, called with the same rule as `keep`, so that the first member of each is the one to
+    keep.
+    action: one of `journal.ACTIONS`, or "" to only choose the member to keep.
+    limit: the largest distance from the kept picture at which a member is acted on. It is not used for a member that
+    was compared with the kept picture by pixels, see `Member.is_near`.
+    into: the folder that files are moved to.
+    Raises UsageError if a moved file would lie in a source, where the next build would find it.
     """
     folder = os.path.abspath(into) if into else ""
     targets = _Targets(folder)
@@ -113,7 +121,7 @@ def _decide(group: Sequence[Member], rule: KeepRule, action: str, limit: float, 
 
 
 def _reason_to_leave(member: Member, kept: Member, action: str, limit: float) -> str:
-    """Returns the reason for doing nothing with a member; empty if there is none."""
+    """Returns the reason for doing nothing with a member; "" if it can be acted on."""
     if reason := reason_to_stay(member):
         return reason
     if not member.is_near(limit):
@@ -124,7 +132,7 @@ def _reason_to_leave(member: Member, kept: Member, action: str, limit: float) ->
 
 
 def reason_to_stay(member: Member) -> str:
-    """Returns the reason why a member can never be acted on, for any kept picture; empty if there is none."""
+    """Returns the reason why a member can never be acted on, whichever picture is kept; "" if it can."""
     if addresses.is_kind(member.source.kind):
         return "it is not kept on this machine"
     if member.source.kind not in FILE_KINDS:
@@ -149,7 +157,7 @@ def _relative(member: Member) -> str:
 
 
 def _check_target(plan: Plan, groups: Sequence[Sequence[Member]]) -> None:
-    """Raises UsageError if a moved file would be found again by the next build."""
+    """Raises UsageError if the next build would find a moved file."""
     folders = {m.source.folder or "" for group in groups for m in group if m.own and m.source.kind == "folder"}
     for group in plan.groups:
         for decision in group:
@@ -158,7 +166,7 @@ def _check_target(plan: Plan, groups: Sequence[Sequence[Member]]) -> None:
 
 
 def check_not_listed(path: str, folders: Iterable[str]) -> None:
-    """Raises UsageError if a file at a path would be found by a build of one of the folders."""
+    """Raises UsageError if a build of one of the folders would find a file at `path`."""
     for folder in folders:
         if _lists(folder, path):
             raise UsageError(
@@ -168,7 +176,7 @@ def check_not_listed(path: str, folders: Iterable[str]) -> None:
 
 
 def _lists(folder: str, path: str) -> bool:
-    """Returns True if a build of `folder` would find `path`: inside the folder, with no hidden part in between."""
+    """Returns True if a build of `folder` would find `path`: it is in the folder, and no part of it below is hidden."""
     if not is_inside(path, folder):
         return False
     return not any(part.startswith(".") for part in PurePath(os.path.relpath(path, folder)).parts)

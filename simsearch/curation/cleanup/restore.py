@@ -1,7 +1,7 @@
-"""Undoes the actions in a journal, also after a run or an earlier `restore` that was killed.
+"""Undoes the actions in a journal, even if the clean-up or an earlier `restore` was killed.
 
-Each step depends on the journal and on the files that are found now. A file is put back from any place that has the
-right content, and a copy is deleted only after the same content was read at the file's own path. Restoring again has no
+Each step depends on the journal and on the files that exist now. A file is put back from any path that has the right
+content. A copy is deleted only after the same content was read at the file's own path. Calling `restore` again has no
 further effect.
 """
 
@@ -30,7 +30,8 @@ from simsearch.curation.cleanup.journal import Entry, Record, note_returning, re
 class Restored:
     """The outcome of `restore`.
 
-    files: number of files put back. untouched: number of files already in place. problems: (path, reason) of others.
+    files: number of files put back. untouched: number of files that were at their old path already.
+    problems: (path, reason) of each file that could not be put back.
     """
 
     files: int = 0
@@ -39,9 +40,10 @@ class Restored:
 
 
 def restore(journal: str | os.PathLike[str], progress: Progress = no_progress) -> Restored:
-    """Puts every file of a journal back, in reverse order; files that cannot be put back do not stop the others.
+    """Puts every file in a journal back at its old path, the last action first.
 
-    Raises UsageError if the journal cannot be read.
+    A file that cannot be put back does not stop the others. progress: called with the number of actions handled so far
+    and the number of all. Raises UsageError if the journal cannot be read.
     """
     path = Path(journal)
     records = read_journal(path)
@@ -63,23 +65,23 @@ def restore(journal: str | os.PathLike[str], progress: Progress = no_progress) -
 
 
 def _move_back(record: Record, journal: Path) -> bool:
-    """Moves a file back; returns False if it is at its place already."""
+    """Moves a file back to its old path; returns False if it was there already and no copy had to be deleted."""
     entry = record.entry
     aside = _has(entry.aside, entry)
     if os.path.lexists(entry.path):
         if not _has(entry.path, entry):
             where = next((place for place in (entry.aside, entry.to) if _has(place, entry)), None)
             raise UnusableError("another file is at its place" + (f"; the picture is {where}" if where else ""))
-        twin = State.at(entry.to) == State.at(entry.path)  # one file: a rename in two steps was interrupted
+        twin = State.at(entry.to) == State.at(entry.path)  # two names of one file: a rename was interrupted
         mine = twin or ((record.done or record.returning or aside) and _has(entry.to, entry))
         deleted = [_unlink_copy(place, entry.path) for place in [entry.to] * mine + [entry.aside] * aside]
         return any(deleted)
     make_folders(os.path.dirname(entry.path))
     if aside:
-        # if both names are one file, a rename in two steps was interrupted, and the copy is ours as well
+        # two names of one file: a rename was interrupted, and the file at `to` is complete
         whole = not os.path.lexists(entry.partial) or State.at(entry.partial) == State.at(entry.to)
         copied = whole and _has(entry.to, entry)
-        if copied:  # so that the copy is known to be ours even after a kill behind the next line
+        if copied:  # if killed after the next line, the next `restore` still knows that it may delete the copy
             note_returning(journal, entry)
         rename_new(entry.aside, entry.path)
         sync_folders(entry.path)
@@ -104,12 +106,12 @@ def _move_back(record: Record, journal: Path) -> bool:
 
 
 def _unlink_again(record: Record, journal: Path) -> bool:
-    """Replaces a hard link by a separate file; returns False if it already is a separate file."""
+    """Replaces a hard link by a separate file; returns False if it is a separate file already."""
     entry = record.entry
     if _has(entry.aside, entry):
         if not os.path.lexists(entry.path):
             rename_new(entry.aside, entry.path)
-        elif State.at(entry.aside) == State.at(entry.path):  # one file: a rename in two steps was interrupted
+        elif State.at(entry.aside) == State.at(entry.path):  # two names of one file: a rename was interrupted
             _unlink_copy(entry.aside, entry.path)
         elif _has(entry.path, entry):
             os.replace(entry.aside, entry.path)
@@ -150,7 +152,10 @@ def _has(path: str, entry: Entry) -> bool:
 
 
 def _unlink_copy(copy: str, path: str) -> bool:
-    """Deletes a copy of a file and returns True; False if both paths are the same name, seen through two mounts."""
+    """Deletes `copy`, a copy of the file at `path`, and returns True.
+
+    Returns False and deletes nothing if both paths lead to the only name of one file, for example through two mounts.
+    """
     one, other = os.lstat(copy), os.lstat(path)
     if (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino) and one.st_nlink < 2:
         return False
@@ -164,7 +169,7 @@ def _discard(path: str) -> None:
 
 
 def _tidy(entry: Entry) -> None:
-    """Deletes the remains of an action: temporary files, the record in the trash, empty folders."""
+    """Deletes what an action has left: temporary files, the record in the trash, empty folders."""
     _discard(entry.partial)
     _discard(entry.returning)
     if entry.info and not os.path.lexists(entry.to):

@@ -22,10 +22,11 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 @dataclass
 class Report:
-    """The outcome of a clean-up; of a dry run, only the plan.
+    """The outcome of a clean-up. After a dry run, only `plan` is set.
 
-    files, bytes: number and total size of the files acted on. problems: (path, reason) of files with which nothing was
-    done. journal: the file to pass to `restore`; None if there was nothing to do.
+    files, bytes: number and total size of the files acted on.
+    problems: (path, reason) of each file that could not be acted on.
+    journal: the file to pass to `restore`; None if there was nothing to do.
     """
 
     plan: Plan
@@ -41,11 +42,12 @@ def journal_path() -> Path:
 
 
 def carry_out(plan: Plan, index: str, journal: Path | None = None, progress: Progress = no_progress) -> Report:
-    """Acts on all files of a plan, one after the other.
+    """Carries out the planned action on each file, one file after the other.
 
     A file that cannot be acted on is left where it is and does not stop the others; a full disk ends the run.
     index: the name of the index, for the journal. journal: the path of the new journal; None for `journal_path()`.
-    Raises UsageError if the journal cannot be written; all earlier actions are recorded in it.
+    Raises UsageError if this system has no trash for the plan's files, if the folder to move them to is not a folder,
+    or if the journal cannot be written. In the last case, all earlier actions are in the journal.
     """
     report = Report(plan)
     if plan.action == "trash":

@@ -1,7 +1,8 @@
-"""The desktop trash as specified by freedesktop.org (version 1.0): the files, and a record of each file.
+"""Names and records of files in the desktop's trash, as specified by freedesktop.org (version 1.0).
 
-The library send2trash is not used: the journal must contain the new path of a file before the file is moved, so that a
-killed clean-up can be undone, and send2trash does not reveal the path at any time.
+The record of a trashed file is a small file with its old path and the date.
+The library send2trash is not used: it does not tell the new path of a file. The journal must have this path before the
+file is moved, so that a killed clean-up can be undone.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ from simsearch.errors import UsageError
 
 
 def check_available() -> None:
-    """Raises UsageError on systems without a freedesktop.org trash."""
+    """Raises UsageError on systems whose desktop has no trash by freedesktop.org: macOS and Windows."""
     if sys.platform in ("darwin", "win32"):
         raise UsageError("--trash needs a desktop of freedesktop.org", hint="--move-to DIR works everywhere")
 
 
 def places(path: str, device: int) -> Iterator[tuple[str, str, str]]:
-    """Yields free names for a file in the trash: paths of the file, of its record and of the trash. Creates folders.
+    """Yields (file, record, trash) for each free name in the trash, as paths; `trash` is the folder of the trash.
 
-    device: the st_dev of the file, to find the trash on the same file system. Raises OSError.
+    device: the `st_dev` of the file at `path`; the trash is on the same file system. Missing folders are created.
+    Raises OSError.
     """
     folder = _trash_of(path, device)
     for part in ("files", "info"):
@@ -40,7 +42,10 @@ def places(path: str, device: int) -> Iterator[tuple[str, str, str]]:
 
 
 def write_info(info: str, path: str, folder: str) -> None:
-    """Writes the record of a file in the trash. Raises OSError, FileExistsError if the name is taken."""
+    """Writes the record of a file in the trash. Raises OSError, and FileExistsError if the record exists.
+
+    info: path of the record. path: old path of the file. folder: the trash folder.
+    """
     shown = path if folder == _home_trash() else os.path.relpath(path, os.path.dirname(_above_trash(folder)))
     quoted = urllib.parse.quote(os.fsencode(shown), safe="/")
     date = datetime.datetime.now().strftime("%Y-%m-%dT%H:%M:%S")
@@ -60,7 +65,7 @@ def _home_trash() -> str:
 
 
 def _above_trash(folder: str) -> str:
-    """Returns the folder of a trash that lies directly in its mount point: .Trash or .Trash-UID."""
+    """Returns the folder directly below the mount point that is or contains a trash: `.Trash-UID` or `.Trash`."""
     return os.path.dirname(folder) if os.path.basename(os.path.dirname(folder)) == ".Trash" else folder
 
 
