@@ -51,11 +51,12 @@ def name_clusters(
     """Returns a copy of the map whose clusters have names.
 
     kind: one of `KINDS`.
-    model: loads the classifier. It is called only if a cluster needs a guess; None: such clusters keep their numbers.
+    model: a function that loads the classifier, called only if a cluster needs a guess. None: clusters that need a
+    guess keep their numbers.
     progress: called with the number of clusters classified so far, and the number of all clusters to classify.
     largest: the largest number of pixels of an image that is classified; None for no limit.
-    With kind auto, clusters that need a guess keep their numbers if the model has no classes or cannot be loaded. With
-    kind guesses, the error is raised instead. Raises UsageError for an unknown kind.
+    With kind auto, clusters that need a guess also keep their numbers if the model has no classes or cannot be loaded.
+    With kind guesses, the error is raised instead. Raises UsageError for an unknown kind.
     """
     if kind not in KINDS:
         raise UsageError(f"names are {kind!r}", hint=", ".join(KINDS))
@@ -71,7 +72,7 @@ def name_clusters(
 
 
 def check_classifier(model: Any) -> Any:
-    """Returns the model that classifies: `model`, or the model inside it if `--features` changed its features.
+    """Returns the model that classifies: `model`, or the model inside it if `model` was wrapped for `--features`.
 
     Raises UsageError if the model has no classes.
     """

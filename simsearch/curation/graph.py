@@ -1,4 +1,4 @@
-"""Finds the exact nearest neighbours of all items of an index, which most other modules of this package use.
+"""Finds the exact nearest neighbours of each item of an index, for most other modules of this package.
 
 The *place* of an item is its position, from 0, when all items are sorted by id.
 Letters: n items, k neighbours of each, D dimension of the features.
@@ -132,7 +132,7 @@ class Graph:
 
 @contextlib.contextmanager
 def neighbour_graph(snapshots: Searchable, k: int, progress: Progress = no_progress) -> Iterator[Graph]:
-    """Finds the exact k nearest other items of each item and yields them; the index stays open for reading meanwhile.
+    """Yields the exact k nearest other items of each item; the index stays open for reading until the block ends.
 
     progress: called with the number of items searched so far and the number of all items.
     Raises UsageError if the index has no items or if k is less than 1.

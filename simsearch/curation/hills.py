@@ -54,8 +54,8 @@ class _Hills:
 
     hill: (m,) the number of each cell's hill, for the cells in the order of descending density.
     peaks: (p,) the density at each hill's peak.
-    parents: (p,) the number of the higher hill that each hill meets at its saddle; its own number if it has no saddle.
-    If several hills were merged there before, it is the highest of them.
+    parents: (p,) the number of the hill that each hill would be merged into: the highest of the hills that are
+    connected at its saddle; its own number if it has no saddle.
     prominences: (p,) the density at the peak divided by the density at the saddle; infinite without a saddle.
     """
 

@@ -1,8 +1,7 @@
 """Finds images of one index that are also in another index, for example training images in a test set.
 
-For each item, the nearest item of the other index is found by exact search, however large that index is. If this
-distance is within the limit, the item is reported once, with its nearest item of the other index. So no match is
-missed.
+For each item, the nearest item of the other index is found by exact search, even in large indexes, so that no match is
+missed. If the distance is within the limit, the item is reported, together with that nearest item.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class ItemMap:
         return np.array([member.item.id for member in self.members], np.int64)
 
     def columns(self) -> MapColumns:
-        """Returns the columns that the map adds to a file of `export_parquet`.
+        """Returns the columns about the map that `export_parquet` writes.
 
         They include the `EXPORTED` nearest neighbours of each item.
         """
@@ -195,7 +195,7 @@ def representatives(positions: NDArray[np.float32], count: int) -> NDArray[np.in
     """Returns at most `count` rows of `positions`; the first few, however many, are spread evenly over the map.
 
     positions: (n, 2), one row for each item. The result has row numbers. The plane is divided into 4, 16, 64, …
-    squares. At each step, every square without a chosen item adds the item nearest to its centre.
+    squares. At each step, for every square without a chosen item, the item nearest to the square's centre is chosen.
     """
     n = len(positions)
     extent = max(float(np.ptp(positions, axis=0).max()), 1e-9)

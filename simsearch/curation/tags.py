@@ -24,7 +24,7 @@ NEIGHBOURS, SHOWN = 5, 5
 PASSED, ROUNDS = 0.9, 100
 """Fraction of an item's weights that comes from its neighbours in each round, and number of rounds.
 
-What further rounds would change is about 0.9 ** 100 = 3e-5.
+More rounds would change the result by about 0.9 ** 100 = 3e-5.
 """
 
 TOGETHER = 32

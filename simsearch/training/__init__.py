@@ -1,1 +1,1 @@
-"""Training: from labelled images to one weights file."""
+"""Trains networks on labelled images and writes weights files."""

@@ -72,7 +72,7 @@ class Augmentation:
     exact: bool
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Augmentation:
-        """Returns a copy with `change` applied to both tensors."""
+        """Returns a copy with `change` applied to `theta` and `shift`."""
         return Augmentation(change(self.theta), None if self.shift is None else change(self.shift), self.exact)
 
     def __getitem__(self, part: slice) -> Augmentation:
@@ -84,8 +84,10 @@ def sample_augmentation(
 ) -> Augmentation:
     """Draws random views for a batch of images.
 
-    batch: B, the number of images in all processes together. stored: P. side: S. generator: on the CPU.
-    Views are drawn on the CPU for the whole batch, so that they do not depend on the device or the number of processes.
+    batch: B, the number of images in all processes together. stored, side: P and S, in pixels. config: the kinds and
+    sizes of changes.
+    generator: of random numbers, on the CPU. Views are drawn on the CPU for the whole batch, so that they do not depend
+    on the device or the number of processes.
     """
 
     def uniform(low: float, high: float) -> Tensor:

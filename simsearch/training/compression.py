@@ -43,7 +43,7 @@ class Group(NamedTuple):
 
 
 def compressed(name: str) -> bool:
-    """Returns True for the parameters to prune and share: all weights except those of the first layer, and no biases.
+    """Returns True for a parameter to prune and share: the weights of every layer except the first, and no biases.
 
     The weights of the first layer are few and important.
     """
@@ -84,7 +84,7 @@ class Compressor:
         return {"masks": dict(self.masks), "which": {name: group.which for name, group in self.groups.items()}}
 
     def restore(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Continues from the result of `state`."""
+        """Restores the choice of weights and their groups from the result of `state`."""
         self.masks = {name: mask.to(self.parameters[name].device) for name, mask in state["masks"].items()}
         for name, which in state["which"].items():
             self.groups[name] = self._of(name, which.to(self.parameters[name].device))

@@ -114,8 +114,8 @@ def load(
 ) -> tuple[TrainingSet, list[tuple[str, str]]]:
     """Decodes images to squares, or reads them from the cache if the same files were decoded before.
 
-    pictures: images whose labels are all in `classes`. recipe: the squares have max(recipe.resize, recipe.crop) pixels
-    a side.
+    pictures: images whose labels are all in `classes`.
+    recipe: the preprocessing; the side of the squares is max(recipe.resize, recipe.crop) pixels.
     progress: called with the number of images decoded so far and the number of all images.
     Returns the decoded images, and (path, reason) for each image that could not be decoded.
     """

@@ -1,4 +1,4 @@
-"""Computing on the training device: compilation, mixed precision, and errors when its memory is too small."""
+"""Compiles the network for the training device, sets the precision of its computations, reports a lack of memory."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _is_memory(error: Exception) -> bool:
 def autocast_context(config: TrainConfig, device: torch.device) -> Iterator[Callable[[], Any]]:
     """Yields a function that makes a new autocast context for the configured precision.
 
-    If the precision is "auto", TF32 is also permitted on a GPU until this context ends.
+    If the precision is "auto", TF32 is also permitted on a GPU until the block ends.
     """
     if config.precision == "float32":
         yield contextlib.nullcontext

@@ -26,7 +26,7 @@ class ProcessGroup:
 
     @classmethod
     def join(cls, device: torch.device) -> ProcessGroup:
-        """Joins the processes that torchrun describes in the environment; without torchrun, a group of one process."""
+        """Joins the processes that torchrun has started; without torchrun, returns a group of one process."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         if not distributed.is_initialized():

@@ -44,10 +44,10 @@ LOG_INTERVAL = 50
 """Steps between two rows of the log."""
 
 WORTH_COMPILING = 2_500
-"""Number of images, counted in all steps, from which a training on the CPU is faster with compiling (about 60 s)."""
+"""Smallest number of images, counted in all steps, for which a training on the CPU is compiled (in about 60 s)."""
 
 STOP_INTERVAL = 10
-"""Steps between two calls of `stop` with several processes, where each check waits for the GPU."""
+"""Steps between two calls of `stop` with several processes; there, each call waits for the GPU."""
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -87,7 +87,7 @@ def train(
     colour: the statistics that normalise the pixels.
     validation: images on which accuracy is measured after each epoch, as the schedule "plateau" needs.
     resume: True to continue from the checkpoint if it exists.
-    facts: JSON values stored with the checkpoint; they must be the same when it is resumed.
+    facts: JSON values stored with the checkpoint; they must be the same when the training is resumed.
     log: gets rows with an `event`: "resume" (step), "step" (every 50: step, epoch, loss, top1 and top5 from 0 to 1,
         rate in images/s, learning_rate, left in seconds), "epoch" (with validation: top1, top5), "note" (text).
         There is no top5 with fewer than ten classes.
@@ -195,8 +195,8 @@ def _step(
 def _loss(training: TrainingState, world: ProcessGroup, features: Tensor, logits: Tensor, item: Batch) -> Tensor:
     """Returns the mean loss over a batch, a scalar.
 
-    The loss on labels is computed from the images of this process, losses on pairs of images from those of all
-    processes.
+    The loss on labels is computed from the images of this process. Losses on pairs of images are computed from the
+    images of all processes.
     """
     config, labels, teacher = training.config, item.labels, item.teacher
     loss: Tensor = config.label_weight * training.network.loss(logits, labels, config.label_smoothing)

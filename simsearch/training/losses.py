@@ -1,4 +1,4 @@
-"""Losses on features that are added to the loss on labels: metric learning, distillation, equal lengths, no peaks.
+"""Losses on features, which are added to the loss on labels: metric learning, distillation and regularisation.
 
 Shape letters: B batch, D width of the last hidden layer, T width of the teacher's features.
 """

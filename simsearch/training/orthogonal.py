@@ -40,7 +40,8 @@ def orthogonalise(matrix: Tensor, rounds: int = 5) -> Tensor:
 class OrthogonalMomentum:
     """Changes kernels by a fraction of their norm in each step, and keeps their norm constant.
 
-    It is meant for kernels (C, D, H, W) of layers followed by a normalisation, after which their norm has no effect.
+    It is meant for kernels (C, D, H, W) of layers whose output is normalised, so that the norm of a kernel has no
+    effect.
     """
 
     def __init__(self, kernels: Iterable[Tensor], share: float, momentum: float = 0.95) -> None:

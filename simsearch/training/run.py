@@ -151,7 +151,7 @@ def _facts(job: TrainingJob, data: TrainingSet, start: registry.WeightsFile | No
 
 
 def checksums(data: TrainingSet) -> dict[str, str]:
-    """Returns checksums by name: of all labels, and of up to SAMPLED evenly spaced pictures; see `state.CONTENTS`."""
+    """Returns two checksums: "labels" of all labels, and "pictures" of up to SAMPLED evenly spaced pictures."""
     pictures = hashlib.sha256()
     rows = np.unique(np.linspace(0, len(data) - 1, SAMPLED).astype(np.int64))
     for start in range(0, len(rows), 64):
@@ -230,7 +230,8 @@ def build(
 ) -> tuple[Network, dict[str, Any]]:
     """Returns the network to train, and the arguments of its configuration.
 
-    Raises UsageError if `start` is of another architecture or input size, or if no parameter is left to train.
+    Raises UsageError if the image size is invalid, if `start` is of another architecture or image size, or if no
+    parameter is left to train.
     """
     kind = registry.ARCHITECTURES[job.architecture]
     arguments = dict(start.card.arguments) if start else {"image_size": job.config.image_size}
@@ -287,7 +288,7 @@ def _check_output(job: TrainingJob) -> None:
 
 
 def _device(name: str) -> torch.device:
-    """Chooses the device of this process. Raises UsageError if torchrun started more processes than there are GPUs."""
+    """Chooses the device of this process. Raises UsageError if torchrun started processes that cannot each have a GPU."""
     chosen = choose_device(name)
     processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if processes > 1 and chosen.startswith("cuda:"):

@@ -40,7 +40,7 @@ class SimilarityQueue(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Returns the divergence KL(teacher || student), averaged over the pictures of a batch, a scalar.
 
-        student: (B, D), with a gradient. teacher: (B, T), without; its mean over all pictures should be 0.
+        student: (B, D), with a gradient. teacher: (B, T), without a gradient; its mean over all pictures should be 0.
         The distributions cover the queue and the other pictures of the batch. Call `add` with the batch after the
         gradient has been computed.
         """

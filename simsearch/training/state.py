@@ -31,7 +31,7 @@ class StepState:
 
     step: number of finished steps. best: the lowest validation error so far. stalled: number of epochs since then.
     reductions: how often the learning rate was reduced because validation stalled.
-    window: `TrainingState.window` in a checkpoint.
+    window: the values of `TrainingState.window`, for a checkpoint.
     averaged: number of epochs in the average of weights. seconds: of training, in all runs together.
     """
 
@@ -95,7 +95,7 @@ class TrainingState:
         return f"--set learning_rate={self.config.learning_rate / 3:.2g}"
 
     def update_schedule(self, error: float) -> None:
-        """Records the validation error of an epoch; the schedule "plateau" lowers the learning rate if it stalls."""
+        """Records an epoch's validation error; the schedule "plateau" lowers the learning rate if the error stalls."""
         state = self.state
         if error < state.best:
             state.best, state.stalled = error, 0

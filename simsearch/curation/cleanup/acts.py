@@ -2,10 +2,11 @@
 
 1. The action is written to the journal.
 2. The file is renamed. This loses no data, even if another process has just changed the file.
-3. The picture to keep is checked again. If it has vanished, the file is renamed back. This happens if both paths lead
-to one file, for example through two mounts that show different inodes, or if another process has just moved or deleted
-the picture.
-4. Only now is an old file deleted, and only if its content has been read at another path.
+3. The picture to keep is checked again. If it has vanished, the file is renamed back. The picture vanishes if both
+paths lead to one file, for example through two mounts that show different inodes, or if another process has just moved
+or deleted the picture.
+4. If the file was copied to another file system or replaced by a hard link, the renamed file is deleted. Its content
+has been read at another path before.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class Task:
 def act(task: Task, do: str, journal: Journal) -> int:
     """Carries out one action of `journal.ACTIONS` on a file and returns the size of the file in bytes.
 
-    Raises UnusableError or OSError if the action failed and was undone; if it could not be undone, `restore` can do
-    that later. Raises JournalError if the journal cannot be written; no further file may be acted on then.
+    Raises UnusableError or OSError if the action failed and was undone; if undoing failed too, `restore` can undo the
+    action later. Raises JournalError if the journal cannot be written; no further file may be acted on then.
     """
     task.original.check()
     digest, facts = read_state(task.path)
@@ -98,7 +99,7 @@ def act(task: Task, do: str, journal: Journal) -> int:
 
 
 def _places(task: Task, do: str, facts: os.stat_result) -> Iterator[tuple[str, str, str]]:
-    """Yields (new path, record, folder) for each path that the file may be given; a path that exists is left out.
+    """Yields (new path, record, folder) for each free path that the file can get, the preferred path first.
 
     record: path of the file's record in the trash; "" for other actions. folder: for a move, the folder below which
     folders may be created; else "". A file that becomes a hard link keeps its path.

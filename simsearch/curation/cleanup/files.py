@@ -34,9 +34,9 @@ class UnusableError(SimsearchError):
 
 @dataclass(frozen=True)
 class State:
-    """Values that tell if a regular file is still the file that was read, with the same content.
+    """Identifies a regular file and its content: as long as the state is equal, the file is unchanged.
 
-    stamp: the modification time in ns. Renaming the file or linking to it changes none of the values.
+    stamp: the modification time in ns. Renaming the file or linking to it does not change the state.
     """
 
     device: int

@@ -26,7 +26,7 @@ Groups = list[list[Member]]
 
 
 def without_ignored(index: OpenIndex, groups: Groups) -> Groups:
-    """Returns the groups to show: all except those whose files all belong to one ignored group.
+    """Returns the groups that are not ignored. A group is ignored if an ignored group contains all of its files.
 
     Raises IndexDamagedError if `ignored.json` is damaged.
     """
@@ -35,10 +35,10 @@ def without_ignored(index: OpenIndex, groups: Groups) -> Groups:
 
 
 def matcher(index: OpenIndex) -> Callable[[Sequence[str]], bool]:
-    """Returns a function that tells if a group is ignored: if its files all belong to one ignored group.
+    """Returns a function that takes the `contents` of a group and returns True if the group is ignored.
 
-    The function takes the `contents` of the group and returns True or False. Raises IndexDamagedError if `ignored.json`
-    is damaged.
+    A group is ignored if an ignored group contains all of its files. Raises IndexDamagedError if `ignored.json` is
+    damaged.
     """
     known: dict[str, list[Counter[str]]] = {}
     for digests in _read(index):

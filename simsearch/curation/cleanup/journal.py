@@ -43,11 +43,11 @@ class Entry:
 
     n: number of the action, from 1. do: one of ACTIONS.
     path: the duplicate. to: its new path; equal to `path` for a hard link.
-    kept: path of the picture that is kept. sha256: of the duplicate's content, which a hard link and `kept` have in
-    common.
+    kept: path of the picture that is kept.
+    sha256: of the duplicate's content; for a hard link, also of the content of `kept`.
     token: a random part of the names of temporary files.
     mode, stamp: permissions and modification time (ns) of the duplicate.
-    info: path of its record in the trash; "" for other actions.
+    info: path of the duplicate's record in the trash; "" for other actions.
     into: the folder below which folders may have been created for `to`; "" if none were.
     """
 
@@ -83,7 +83,8 @@ class Entry:
 class Record:
     """An action of a journal, and what the journal tells about its outcome.
 
-    done: the action is complete. failed: it failed and was undone. returning: `restore` began to put the file back.
+    done: the action is complete. failed: the action failed and was undone. returning: `restore` began to put the file
+    back.
     """
 
     entry: Entry
@@ -129,7 +130,7 @@ class Journal:
         self._file.close()
 
     def next_number(self) -> int:
-        """Returns the number of the next action, from 1 on."""
+        """Returns the number of the next action, counted from 1."""
         self._last += 1
         return self._last
 

@@ -35,8 +35,8 @@ class Decision:
 class Plan:
     """The decisions about the members of each group.
 
-    action: one of `journal.ACTIONS`, or "" if none was asked for. groups: in each, the first decision is about the kept
-    member.
+    action: one of `journal.ACTIONS`, or "" if none was asked for.
+    groups: the decisions of each group, the kept member first.
     into: the folder that files are moved to; "" for other actions.
     """
 
@@ -87,11 +87,10 @@ def make_plan(
 ) -> Plan:
     """Returns the decisions about the members of each group.
 
-    groups: from `duplicate_groups`, called with the same rule as `keep`, so that the first member of each is the one to
-    keep.
+    groups: the result of `duplicate_groups(..., keep=rule)`, where the first member of each group is the one to keep.
     action: one of `journal.ACTIONS`, or "" to only choose the member to keep.
-    limit: the largest distance from the kept picture at which a member is acted on. It is not used for a member that
-    was compared with the kept picture by pixels, see `Member.is_near`.
+    limit: the largest distance from the kept picture at which a member is acted on. If the pixels of the two were
+    compared, they decide instead (`Member.is_near`).
     into: the folder that files are moved to.
     Raises UsageError if a moved file would lie in a source, where the next build would find it.
     """
@@ -121,7 +120,7 @@ def _decide(group: Sequence[Member], rule: KeepRule, action: str, limit: float, 
 
 
 def _reason_to_leave(member: Member, kept: Member, action: str, limit: float) -> str:
-    """Returns the reason for doing nothing with a member; "" if it can be acted on."""
+    """Returns the reason for doing nothing with a member; "" if there is none."""
     if reason := reason_to_stay(member):
         return reason
     if not member.is_near(limit):
@@ -132,7 +131,7 @@ def _reason_to_leave(member: Member, kept: Member, action: str, limit: float) ->
 
 
 def reason_to_stay(member: Member) -> str:
-    """Returns the reason why a member can never be acted on, whichever picture is kept; "" if it can."""
+    """Returns the reason why a member can never be acted on, whichever picture is kept; "" if there is none."""
     if addresses.is_kind(member.source.kind):
         return "it is not kept on this machine"
     if member.source.kind not in FILE_KINDS:

@@ -1,7 +1,7 @@
 """Undoes the actions in a journal, even if the clean-up or an earlier `restore` was killed.
 
-Each step depends on the journal and on the files that exist now. A file is put back from any path that has the right
-content. A copy is deleted only after the same content was read at the file's own path. Calling `restore` again has no
+Each step depends on the journal and on the files that exist now. A file is put back from any path where its content is
+found. A copy is deleted only after the same content was read at the file's own path. Calling `restore` again has no
 further effect.
 """
 
@@ -43,7 +43,7 @@ def restore(journal: str | os.PathLike[str], progress: Progress = no_progress) -
     """Puts every file in a journal back at its old path, the last action first.
 
     A file that cannot be put back does not stop the others. progress: called with the number of actions handled so far
-    and the number of all. Raises UsageError if the journal cannot be read.
+    and the number of all actions. Raises UsageError if the journal cannot be read.
     """
     path = Path(journal)
     records = read_journal(path)

@@ -46,8 +46,8 @@ def carry_out(plan: Plan, index: str, journal: Path | None = None, progress: Pro
 
     A file that cannot be acted on is left where it is and does not stop the others; a full disk ends the run.
     index: the name of the index, for the journal. journal: the path of the new journal; None for `journal_path()`.
-    Raises UsageError if this system has no trash for the plan's files, if the folder to move them to is not a folder,
-    or if the journal cannot be written. In the last case, all earlier actions are in the journal.
+    Raises UsageError if the plan needs a trash and this system has none, if the path to move files to is not a folder,
+    or if the journal cannot be written. Actions that were done before are in the journal.
     """
     report = Report(plan)
     if plan.action == "trash":

@@ -25,7 +25,7 @@ def check_available() -> None:
 
 
 def places(path: str, device: int) -> Iterator[tuple[str, str, str]]:
-    """Yields (file, record, trash) for each free name in the trash, as paths; `trash` is the folder of the trash.
+    """Yields three paths for each free name in the trash: of the file, of its record, and of the trash folder.
 
     device: the `st_dev` of the file at `path`; the trash is on the same file system. Missing folders are created.
     Raises OSError.
@@ -65,7 +65,7 @@ def _home_trash() -> str:
 
 
 def _above_trash(folder: str) -> str:
-    """Returns the folder directly below the mount point that is or contains a trash: `.Trash-UID` or `.Trash`."""
+    """Returns a folder directly below a mount point: `.Trash` for the trash `.Trash/UID`, `.Trash-UID` for itself."""
     return os.path.dirname(folder) if os.path.basename(os.path.dirname(folder)) == ".Trash" else folder
 
 
