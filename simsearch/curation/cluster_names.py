@@ -59,7 +59,7 @@ def name_clusters(
     With kind guesses, the error is raised instead. Raises UsageError for an unknown kind.
     """
     if kind not in KINDS:
-        raise UsageError(f"names are {kind!r}", hint=", ".join(KINDS))
+        raise UsageError(f"clusters cannot be named by {kind!r}", hint=", ".join(KINDS))
     named = list(drawn.clusters)
     if kind in ("auto", "labels"):
         named = [_by_labels(drawn, number, kind == "labels") or named[number] for number in range(len(named))]

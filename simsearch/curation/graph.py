@@ -68,8 +68,8 @@ class Collection:
     def member(self, place: int, distance: float = 0.0, own: bool = True) -> Member:
         """Returns the item at a place, with its path and source, for display.
 
-        distance: the distance to the item that was found, if this one is shown as evidence. own: False if the item
-        belongs to another index that the user's index is compared with.
+        distance: if this item is shown as evidence for another item, the distance to that item.
+        own: False if this item belongs to another index, which the user's index is compared with.
         """
         item = self.items[place]
         source = self.snapshot.sources[item.source]

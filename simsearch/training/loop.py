@@ -274,7 +274,7 @@ class _Rate:
 
 
 def _row(training: TrainingState, world: ProcessGroup, rate: _Rate) -> dict[str, Any]:
-    """Returns a row of the log about the steps since the previous row, and sets the window to zero."""
+    """Returns a row of the log about the steps since the previous row, and sets `training.window` to zero."""
     state = training.state
     sums = world.total(training.window).tolist()
     training.window.zero_()

@@ -180,7 +180,7 @@ def gather(
         others = labelled.list_labelled(job.validation, job.exclude)
         known = [image for image in others if image.label in set(classes)]
         if not known:
-            raise UsageError(f"no class of {', '.join(job.validation)} is one of those to train")
+            raise UsageError(f"no image of {', '.join(job.validation)} has a label of the training images")
         if len(known) < len(others):
             _note(log, f"{len(others) - len(known):,} validation images of unknown classes were left out")
         validation, more = training_data.load(known, recipe, classes, progress)
@@ -196,7 +196,7 @@ def gather(
     if single:
         _note(log, f"{single:,} of {len(classes):,} classes have one image; it is trained on and not held out")
     if start is None and job.architecture == "alexnet" and len(data) < FEW:
-        _note(log, f"{len(data):,} images are few for a network without a start; try --from alexnet --preset adapt")
+        _note(log, f"{len(data):,} images are few for training from random weights; try --from alexnet --preset adapt")
     if validation is None and job.config.schedule == "plateau":
         _note(log, "there is no validation set, so the learning rate will not fall")
     return data, validation, recipe
@@ -288,7 +288,7 @@ def _check_output(job: TrainingJob) -> None:
 
 
 def _device(name: str) -> torch.device:
-    """Chooses the device of this process. Raises UsageError if torchrun started processes that cannot each have a GPU."""
+    """Chooses the device of this process. Raises UsageError if there is no GPU for each process of torchrun."""
     chosen = choose_device(name)
     processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if processes > 1 and chosen.startswith("cuda:"):

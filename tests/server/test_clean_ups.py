@@ -269,7 +269,7 @@ def test_only_like_another_of_its_chain(tmp_path, colours):
         (group,) = listed(client, "?max_distance=0.1")
         done = clean(client, choice(group), max_distance=0.1).json()
         assert done["files"] == 1 and (tmp_path / "chain" / "c.png").exists()
-        assert "only like another" in next(item["reason"] for item in done["items"] if item["action"] == "leave")
+        assert "not near the one to keep" in next(item["reason"] for item in done["items"] if item["action"] == "leave")
 
 
 def test_two_clients_at_once(engine, moving, photos, tmp_path):

@@ -290,5 +290,5 @@ def test_few_images_without_a_start_are_noted(trained, pics, tmp_path):
         begun = registry.find_weights(str(start)) if start else None
         made = replace(job(pics, tmp_path / "w.safetensors"), architecture=architecture)
         run.gather(made, begun, lambda done, total: None, log.append)
-        told = [row["text"] for row in log if "are few for a network without a start" in row.get("text", "")]
+        told = [row["text"] for row in log if "are few for training from random weights" in row.get("text", "")]
         assert len(told) == noted

@@ -204,7 +204,7 @@ def copy_facts(old: str, new: str) -> None:
 
 
 def make_folders(path: str) -> list[str]:
-    """Creates a folder and its missing parents, and flushes them to disk; returns them, the deepest first."""
+    """Creates a folder and its missing parents on disk; returns the created folders, the deepest first."""
     missing = []
     while not os.path.isdir(path):
         missing.append(path)

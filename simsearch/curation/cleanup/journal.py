@@ -28,7 +28,7 @@ FORMAT = 1
 """Version of the format, in the first line."""
 
 ACTIONS = ("move", "trash", "hardlink")
-"""The actions on a duplicate."""
+"""The actions that a clean-up can do with a duplicate."""
 
 LONGEST = 1 << 20
 """Largest number of characters of a line; a longer line is an error."""

@@ -124,7 +124,7 @@ def _reason_to_leave(member: Member, kept: Member, action: str, limit: float) ->
     if reason := reason_to_stay(member):
         return reason
     if not member.is_near(limit):
-        return "it is only like another picture of the group"
+        return "it is near another picture of the group, but not near the one to keep"
     if action == "hardlink" and kept.item.digest != member.item.digest:
         return OTHER_BYTES
     return ""

@@ -21,7 +21,10 @@ from simsearch.errors import UsageError
 def check_available() -> None:
     """Raises UsageError on systems whose desktop has no trash by freedesktop.org: macOS and Windows."""
     if sys.platform in ("darwin", "win32"):
-        raise UsageError("--trash needs a desktop of freedesktop.org", hint="--move-to DIR works everywhere")
+        raise UsageError(
+            "--trash needs a trash as freedesktop.org specifies it, and this system has none",
+            hint="--move-to DIR works everywhere",
+        )
 
 
 def places(path: str, device: int) -> Iterator[tuple[str, str, str]]:
