@@ -33,10 +33,9 @@ CENTRAL = 8
 MAJORITY = 0.5
 """Threshold that decides if a cluster is named after two labels or classes instead of one.
 
-Labels: a second label is added if the first label has at most this share of the labelled items, and the count of the
-second label divided by that of the first is at least this threshold.
-Classes of a classifier: a second class is added if its probability divided by that of the first class is above this
-threshold.
+With 0.5, a second label is added if at most half of the labelled items have the first label, and the second label is at
+least half as frequent as the first. A second class of a classifier is added if it is more than half as probable as the
+first.
 """
 
 
@@ -51,12 +50,12 @@ def name_clusters(
     """Returns a copy of the map whose clusters have names.
 
     kind: one of `KINDS`.
-    model: a function that loads the classifier, called only if a cluster needs a guess. None: clusters that need a
-    guess keep their numbers.
+    model: a function that loads the classifier, called only if clusters must be classified. None: these clusters keep
+    their numbers.
     progress: called with the number of clusters classified so far, and the number of all clusters to classify.
     largest: the largest number of pixels of an image that is classified; None for no limit.
-    With kind auto, clusters that need a guess also keep their numbers if the model has no classes or cannot be loaded.
-    With kind guesses, the error is raised instead. Raises UsageError for an unknown kind.
+    If the model has no classes or cannot be loaded, the clusters keep their numbers with kind auto, and the error is
+    raised with kind guesses. Raises UsageError for an unknown kind.
     """
     if kind not in KINDS:
         raise UsageError(f"clusters cannot be named by {kind!r}", hint=", ".join(KINDS))
@@ -117,10 +116,10 @@ def _by_labels(drawn: ItemMap, number: int, few: bool) -> Cluster | None:
 def _guesses(
     drawn: ItemMap, numbers: Sequence[int], model: Any, progress: Progress, largest: int | None
 ) -> dict[int, Cluster]:
-    """Returns the clusters with these numbers, by number, each named after the most probable class of its images.
+    """Returns clusters by number, each named after the most probable class of its images, or after two classes.
 
-    The class probabilities are averaged over the `CENTRAL` items nearest to the centre of a cluster. A cluster without
-    a readable image is left out.
+    numbers: the clusters to name. The class probabilities are averaged over the `CENTRAL` items nearest to the centre
+    of a cluster. A cluster without a readable image is left out.
     """
     classes, found = model.classes, {}
     for done, number in enumerate(numbers, 1):

@@ -84,8 +84,8 @@ class Collection:
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Returns the places of the k items nearest to each query, and the distances to them: both (nq, k).
 
-        queries: (nq, D). without: the place of an item to leave out for each query, such as the query itself; None to
-        leave out none.
+        queries: (nq, D). without: for each query, the place of an item to leave out, such as the query's own; None to
+        leave out nothing.
         If there are fewer than k items, the rest of a row has place -1 and infinite distance. Items at the same
         distance are sorted by id.
         """

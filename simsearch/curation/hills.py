@@ -206,9 +206,10 @@ def _join(found: NDArray[np.int64], kept: NDArray[np.bool_], positions: NDArray[
 
 
 def _number(found: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Replaces the numbers of clusters by numbers from 0, the largest cluster first: (n,) -> (n,) int32.
+    """Renumbers the clusters from 0, the largest first.
 
-    Clusters of the same size are numbered in the order of their first points.
+    found: (n,) the number of each point's cluster. Returns the new numbers, (n,) int32. Clusters of the same size are
+    numbered in the order of their first points.
     """
     _, first, place, counts = np.unique(found, return_index=True, return_inverse=True, return_counts=True)
     order = np.lexsort((first, -counts))

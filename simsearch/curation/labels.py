@@ -1,9 +1,10 @@
 """Finds items whose labels contradict those of their neighbours.
 
-The probability of a label for an item is the weighted share of the item's neighbours with that label; nearer neighbours
-weigh more, and the item's own label is not used. The rule is that of confident learning (Northcutt et al. 2021): a
-label is plausible for an item if its probability reaches the mean probability of the label over all items that have
-the label. An item is suspicious if another label is plausible and more probable than the item's own.
+The probability of a label for an item is the weighted share of the item's neighbours with that label. Nearer neighbours
+weigh more, and the item's own label is not used.
+The rule is that of confident learning (Northcutt et al. 2021). A label is plausible for an item if it is at least as
+probable as it is, on average, for the items that have this label. An item's own label is suspicious if another label is
+plausible and more probable.
 """
 
 from __future__ import annotations

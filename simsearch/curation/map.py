@@ -192,10 +192,10 @@ def keep(opened: OpenIndex, drawn: ItemMap, seed: int = 0) -> StoredMap:
 
 
 def representatives(positions: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Returns at most `count` rows of `positions`; the first few, however many, are spread evenly over the map.
+    """Returns at most `count` row numbers of `positions`; any number of them, from the start, covers the map evenly.
 
-    positions: (n, 2), one row for each item. The result has row numbers. The plane is divided into 4, 16, 64, …
-    squares. At each step, for every square without a chosen item, the item nearest to the square's centre is chosen.
+    positions: (n, 2), one row for each item. The plane is divided into 4, 16, 64, … squares. At each step, for every
+    square without a chosen item, the item nearest to the square's centre is chosen.
     """
     n = len(positions)
     extent = max(float(np.ptp(positions, axis=0).max()), 1e-9)

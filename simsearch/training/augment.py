@@ -175,9 +175,9 @@ def centre(pixels: Tensor, side: int, colour: ColourStats) -> Tensor:
 
 
 def normalise(x: Tensor, colour: ColourStats) -> Tensor:
-    """Subtracts the mean and divides by the standard deviation: (B, 3, S, S), given on the scale 0 to 255.
+    """Normalises pixels on the scale 0 to 255: subtracts the mean and divides by the standard deviation.
 
-    The result is stored with channels last.
+    x: (B, 3, S, S). The result has the same shape and is stored with channels last.
     """
     x = (x - colour.mean[:, None, None]) / colour.std[:, None, None]
     return x.contiguous(memory_format=torch.channels_last)

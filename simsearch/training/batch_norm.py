@@ -61,13 +61,13 @@ def add(network: nn.Module) -> None:
 
 @torch.no_grad()
 def adopt(network: nn.Module, batches: Sequence[Tensor]) -> None:
-    """Adds normalisations, like `add`, to a network trained without them; it computes nearly the same as before.
+    """Adds normalisations, like `add`, to a trained network, in such a way that it computes nearly the same as before.
 
     batches: a few inputs of the network, (B, 3, S, S) each, on which the statistics are measured.
     The outputs of each layer are divided by one number, the root mean square of the channels' standard deviations. The
-    normalisation after the next layer cancels this factor. Only local response normalisation is affected by it.
-    The weights of each layer are scaled to standard deviation sqrt(2 / fan in). The normalisation cancels this too, but
-    the scale determines how much a step of a given learning rate changes the weights in relation to their size.
+    normalisation after the next layer cancels this factor. Only local response normalisation depends on the factor.
+    The weights of each layer are scaled to standard deviation sqrt(2 / fan in). The normalisation cancels this too. The
+    scale determines how much a step of a given learning rate changes the weights in relation to their size.
     """
     layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and n != "classifier"}
     sums: dict[str, list[Tensor]] = {name: [] for name in layers}

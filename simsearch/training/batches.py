@@ -54,7 +54,7 @@ class Batch(NamedTuple):
 
 
 def batches(data: TrainingSet, training: TrainingState, world: ProcessGroup, batch: int) -> Iterator[Batch]:
-    """Yields this process's part of each batch until `training.done`; the caller trains on it and advances the step.
+    """Yields this process's part of each batch until `training.done`; the caller advances `training.state.step`.
 
     batch: the number of images of a step in all processes together.
     Threads prepare the next batches in advance. For a GPU, batches are put into pinned memory. Only copies from pinned

@@ -192,7 +192,7 @@ PRESETS: dict[str, dict[str, TrainConfig]] = {
 
 
 def settings(architecture: str, preset: str | None, changes: list[str]) -> TrainConfig:
-    """Returns the settings of a preset, with changes.
+    """Returns the settings of a preset, some of them changed.
 
     preset: its name; None for the architecture's default. changes: `key=value`, the value in JSON or as a plain word.
     Raises UsageError for an unknown preset or key, and for an invalid value.

@@ -63,7 +63,7 @@ def prepare_job(
     start: str | None = None,
     **rest: Any,
 ) -> TrainingJob:
-    """Returns a training job with the settings of a preset, and changes to them.
+    """Returns a training job with the settings of a preset, some of them changed.
 
     architecture: by default that of `start`; without `start`, AlexNet.
     preset: None for the architecture's default. changes: `key=value` settings.

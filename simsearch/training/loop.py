@@ -47,7 +47,7 @@ WORTH_COMPILING = 2_500
 """Smallest number of images, counted in all steps, for which a training on the CPU is compiled (in about 60 s)."""
 
 STOP_INTERVAL = 10
-"""Steps between two calls of `stop` with several processes; there, each call waits for the GPU."""
+"""With several processes, number of steps between two calls of `stop`, since each call waits for the GPU."""
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -88,9 +88,9 @@ def train(
     validation: images on which accuracy is measured after each epoch, as the schedule "plateau" needs.
     resume: True to continue from the checkpoint if it exists.
     facts: JSON values stored with the checkpoint; they must be the same when the training is resumed.
-    log: gets rows with an `event`: "resume" (step), "step" (every 50: step, epoch, loss, top1 and top5 from 0 to 1,
-        rate in images/s, learning_rate, left in seconds), "epoch" (with validation: top1, top5), "note" (text).
-        There is no top5 with fewer than ten classes.
+    log: gets rows with an `event`: "resume" (step); "step", every 50 steps and at the end of an epoch (step, steps,
+        epoch, loss, top1 and top5 from 0 to 1, rate in images/s, learning_rate, left in seconds); "epoch", with
+        validation (step, epoch, top1, top5); "note" (text). There is no top5 with fewer than ten classes.
     stop: when it returns True, a checkpoint is written and TrainingInterruptedError raised.
 
     Raises SimsearchError if the loss becomes NaN or infinite, or if a batch does not fit into memory; the last
@@ -254,7 +254,7 @@ class _CheckpointWriter:
 
 
 def _count(window: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-    """Adds the loss times B, the number of top-1 hits, the number of top-5 hits, and B to the (4,) window, in place."""
+    """Adds the figures of a batch to `window` (4,): the loss times B, the top-1 hits, the top-5 hits, and B."""
     hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
     top1, top5 = hits[:, 0].sum(), hits.sum()
     window += torch.stack([loss.double() * len(labels), top1, top5, torch.full_like(top1, len(labels))])
@@ -332,5 +332,5 @@ def accuracy(
 
 
 def _scores(network: Network, top1: float, top5: float) -> dict[str, float]:
-    """Returns the scores by name, without top-5 for fewer than ten classes, where most guesses would be right."""
+    """Returns the scores by name, without top-5 for fewer than ten classes: too many guesses would be right."""
     return {"top1": top1} | ({"top5": top5} if network.config.num_classes >= 10 else {})

@@ -30,11 +30,11 @@ def neighbour_loss(features: Tensor, labels: Tensor, temperature: float) -> Tens
 def similarity_loss(features: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Returns KL(teacher || student) of the similarities between images, averaged over the batch, a scalar.
 
-    features: (B, D), the student's. teacher: (B, T), the teacher's. For each image, a softmax over its similarities to
-    the other B - 1 images of the batch gives a distribution, by the student and by the teacher.
-    The teacher's similarity is the cosine. The student's is minus half the squared Euclidean distance, in units of the
-    mean squared norm. For features of equal length, both give the same distribution. Both are divided by the
-    temperature.
+    features: (B, D), the student's. teacher: (B, T).
+    Each image has two distributions over the other B - 1 images of the batch. Each distribution is a softmax over
+    similarities divided by the temperature. The teacher's similarity is the cosine. The student's similarity is minus
+    half the squared Euclidean distance, in units of the mean squared norm. For features of equal length, this gives the
+    same distribution as the cosine.
     """
     student = _nearness(features, temperature)
     unit = F.normalize(teacher.float(), dim=1)

@@ -1,4 +1,4 @@
-"""Writes a trained network to a weights file: compresses it, reads it back and measures its accuracy."""
+"""Writes a trained network to a weights file, optionally compressed; reads the file back and measures its accuracy."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def _facts(job: TrainingJob, data: TrainingSet, start: registry.WeightsFile | No
 
 
 def checksums(data: TrainingSet) -> dict[str, str]:
-    """Returns two checksums: "labels" of all labels, and "pictures" of up to SAMPLED evenly spaced pictures."""
+    """Returns a checksum of all labels, "labels", and one of up to SAMPLED evenly spaced pictures, "pictures"."""
     pictures = hashlib.sha256()
     rows = np.unique(np.linspace(0, len(data) - 1, SAMPLED).astype(np.int64))
     for start in range(0, len(rows), 64):
@@ -288,7 +288,7 @@ def _check_output(job: TrainingJob) -> None:
 
 
 def _device(name: str) -> torch.device:
-    """Chooses the device of this process. Raises UsageError if there is no GPU for each process of torchrun."""
+    """Chooses the device of this process. Raises UsageError if not every process of torchrun can have its own GPU."""
     chosen = choose_device(name)
     processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if processes > 1 and chosen.startswith("cuda:"):

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class StepState:
     """The numbers that change during a training.
 
-    step: number of finished steps. best: the lowest validation error so far. stalled: number of epochs since then.
+    step: number of finished steps. best: the lowest validation error so far.
+    stalled: number of epochs since the error was last lower, or since the learning rate was last reduced.
     reductions: how often the learning rate was reduced because validation stalled.
     window: the values of `TrainingState.window`, for a checkpoint.
     averaged: number of epochs in the average of weights. seconds: of training, in all runs together.
@@ -91,7 +92,7 @@ class TrainingState:
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup)))
 
     def slower_hint(self) -> str:
-        """Returns the option for a third of the learning rate, as a hint when a training has diverged."""
+        """Returns a hint for a training that has diverged: the option that sets a third of the learning rate."""
         return f"--set learning_rate={self.config.learning_rate / 3:.2g}"
 
     def update_schedule(self, error: float) -> None:
@@ -175,7 +176,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Returns the configured optimizer for all parameters that are not frozen; only weights decay, not biases."""
+    """Returns the configured optimizer for all parameters that are not frozen; biases have no weight decay."""
     trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for name, p in trained if name.endswith("weight")], "weight_decay": config.weight_decay},

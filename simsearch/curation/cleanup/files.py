@@ -61,7 +61,8 @@ class State:
 def read_state(path: str) -> tuple[bytes, os.stat_result]:
     """Reads a regular file and returns the SHA-256 of its content, and its `os.stat` result.
 
-    Raises UnusableError if the file is missing, cannot be read, is a link or not a regular file, or changes meanwhile.
+    Raises UnusableError if the file is missing, is a link or not a regular file, cannot be read, or changes while it is
+    read.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -164,7 +164,7 @@ def _write_line(file: io.FileIO, values: dict[str, Any]) -> None:
 
 
 def note_returning(path: Path, entry: Entry) -> None:
-    """Records that `restore` is about to put a file back and then delete its copy. Raises JournalError."""
+    """Records that `restore` is about to put a file back and then delete the copy of the file. Raises JournalError."""
     try:
         with open(path, "r+b", buffering=0) as file:
             text = file.readall()

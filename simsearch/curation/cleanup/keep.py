@@ -56,8 +56,8 @@ class KeepRule:
     def __call__(self, members: Sequence[Member]) -> int | None:
         """Returns the position in `members` of the member to keep; None if the rule permits none of them.
 
-        A link is never chosen. If the rule permits a separate file, a picture in an archive or a table is chosen only
-        if it belongs to the index that the user's index is compared with. Of equally good members the first is chosen.
+        A link is never chosen. A picture in an archive or a table of the user's own index is chosen only if the rule
+        permits no separate file. Of equally good members the first is chosen.
         """
         places = [place for place, member in enumerate(members) if self.permits(member)]
         if any(is_file(members[place]) for place in places):

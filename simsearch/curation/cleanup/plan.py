@@ -175,7 +175,10 @@ def check_not_listed(path: str, folders: Iterable[str]) -> None:
 
 
 def _lists(folder: str, path: str) -> bool:
-    """Returns True if a build of `folder` would find `path`: it is in the folder, and no part of it below is hidden."""
+    """Returns True if a build of `folder` would find a file at `path`.
+
+    The file must lie in the folder, not be hidden, and not lie in a hidden subfolder.
+    """
     if not is_inside(path, folder):
         return False
     return not any(part.startswith(".") for part in PurePath(os.path.relpath(path, folder)).parts)

@@ -68,7 +68,10 @@ def _home_trash() -> str:
 
 
 def _above_trash(folder: str) -> str:
-    """Returns a folder directly below a mount point: `.Trash` for the trash `.Trash/UID`, `.Trash-UID` for itself."""
+    """Returns `.Trash` for a trash `.Trash/UID`, and the trash itself for `.Trash-UID`.
+
+    The returned folder lies directly in the mount point of the file system.
+    """
     return os.path.dirname(folder) if os.path.basename(os.path.dirname(folder)) == ".Trash" else folder
 
 
