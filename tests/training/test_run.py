@@ -115,7 +115,7 @@ def test_validation_by_another_source(pics, tmp_path):
     (tmp_path / "val" / "mauve").rename(tmp_path / "odd" / "mauve")
     refused(
         simsearch_("train", pics, "-o", tmp_path / "v.safetensors", "--val", tmp_path / "odd", *QUICK),
-        "no class of",
+        "has a label of the training images",
     )
 
 
