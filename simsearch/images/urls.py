@@ -58,7 +58,7 @@ T = TypeVar("T")
 
 
 def is_public(address: Address) -> bool:
-    """Returns True if an address is on the public Internet; False if it leads to another address, as in 6to4."""
+    """Returns True if an address is on the public Internet; False for an address that contains another one (6to4)."""
     if isinstance(address, ipaddress.IPv6Address) and address not in _PUBLIC_IPV6:
         return False  # among others: mapped and translated IPv4, NAT64, site-local, segment routing
     if any(address in network for network in _SPECIAL):
@@ -128,7 +128,7 @@ def fetch_public(
     largest, seconds: as for `fetch`, which raises the same errors.
     permitted: returns True for an address that may be connected to.
     any_port: accept all ports.
-    stop: ends the fetch early.
+    stop: a switch that another thread sets to end the fetch early.
     received: called with the size of each part of the response; may raise an exception to end the fetch.
     """
     deadline = Deadline(time.monotonic() + seconds, stop)

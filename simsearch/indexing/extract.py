@@ -123,10 +123,10 @@ class _ExtractionPipeline(Generic[T]):
             self.computing_digests.difference_update([result.digest for _, result in batch])
 
     def _share_failure(self, result: LoadedImage) -> LoadedImage:
-        """Returns a result. If the GPU decoder failed on an earlier image of the same content, the result is a failure.
+        """Returns a result, with a failure added if the GPU decoder failed on an earlier image of the same content.
 
-        Only the earlier image was given to the decoder, so this result would otherwise have neither features nor a
-        reason.
+        Of several images with the same content, the decoder gets only the first. The later ones have no features; if
+        the first one fails, they get its reason.
         """
         if result.problem is not None:
             if result.digest in self.computing_digests:
@@ -197,7 +197,8 @@ class _ExtractionPipeline(Generic[T]):
     def _compute(self, batch: list[tuple[T, LoadedImage]]) -> None:
         """Submits a batch to the model, and queues its future result for the caller.
 
-        Waits first until at most `lanes` earlier batches are unfinished.
+        Before that, waits while more than `lanes` earlier batches are unfinished. `lanes` is the number of batches that
+        the model computes at once.
         """
         while self.computing_batches and (len(self.computing_batches) > self.lanes or self.computing_batches[0].done()):
             wait([self.computing_batches.popleft()])
@@ -216,7 +217,7 @@ class _ExtractionPipeline(Generic[T]):
 class _InFlight:
     """Counts the images being read, and the bytes of the files that wait for a GPU decoder.
 
-    In a condition, the object is True while both numbers are below their limits.
+    `bool(self)` is True while both numbers are below their limits.
     limit: the maximum number of images being read.
     """
 

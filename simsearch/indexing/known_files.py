@@ -16,10 +16,10 @@ Place = tuple[int, int, int]
 
 
 class KnownFiles:
-    """Maps the SHA-256 digest of a file to its `Place`. Thread-safe; the caller must hold the writer lock.
+    """Maps the SHA-256 digest of a file to its `Place`: the row of its features, and the image's width and height.
 
-    A digest stays in the mapping when its item is removed, since the features stay on disk until the index is
-    compacted.
+    Thread-safe; the caller must hold the writer lock. A digest stays in the mapping when its item is removed, since the
+    features stay on disk until the index is compacted.
     """
 
     def __init__(self, database: Database) -> None:

@@ -35,12 +35,13 @@ def learn_components(
     exclude: Sequence[str] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Projection:
-    """Returns the principal components of a descriptor, learned from at most `SAMPLE` random pictures of the sources.
+    """Returns the principal components of image vectors, learned from at most `SAMPLE` random pictures of the sources.
 
-    If there are few pictures, the result has fewer components than the descriptor asks for.
+    If there are few pictures, the result has fewer components than `descriptor.dimension`.
 
-    base: the model whose features the descriptor combines. exclude: patterns of images to leave out, as in a
-    .gitignore.
+    base: the model whose layers are computed.
+    descriptor: the recipe that turns the outputs of these layers into the vector of an image.
+    exclude: patterns of images to leave out, as in a .gitignore.
     progress: called with the number of pictures processed and their total.
     Raises UsageError for fewer than `FEWEST` readable pictures with different contents.
     """

@@ -62,9 +62,10 @@ def refresh_meta(index: Index, measure: bool = True, engine: str | None = None) 
 
 
 def _has_changed(known: dict[str, Any], items: int, rows: int) -> bool:
-    """Returns True if about a quarter of the items are new or gone since `known` was measured.
+    """Returns True if about a quarter of the items have been added or removed since `known` was measured.
 
     known: the entry `similarity` of `meta.json`.
+    items, rows: the present number of items, and of rows in the feature files.
     """
     before_items, before_rows = known.get("items", 0), known.get("rows", 0)
     return not 0.8 * before_items <= items <= 1.25 * before_items or rows - before_rows > 0.25 * items

@@ -45,7 +45,8 @@ class BuildOptions:
     prune: remove items whose image is gone.
     keep_gone: keep items whose source is gone, since its disk may be unmounted; set by `watch`.
     dry_run: only count the differences.
-    allow_outside: index files outside the folder of the table that lists them, also files that symbolic links lead to.
+    allow_outside: also index files that a .csv, .jsonl or .parquet file lists but that lie outside its folder. A
+    symbolic link counts as its target.
     batch_size, workers: None for defaults that suit the machine.
     progress: called with the number of images processed and their total.
     extractor: computes features on other machines; None computes them in this process.
@@ -109,7 +110,8 @@ class Summary:
 
     items: number of items in the index after the build. computed: images that went through the model.
     to_read: images that are new or changed.
-    skipped: files that are not images or were left out. left_out: the number of files left out, by reason.
+    skipped: files that were not taken as images, including those in `left_out`.
+    left_out: the number of files that are never read, such as videos, by reason.
     unread: (folder, reason) of each folder that could not be listed.
     missing_extras: the number of images that failed because an optional dependency is missing, by reason.
     unmatched: patterns of `exclude` that match nothing.

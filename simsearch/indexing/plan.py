@@ -40,7 +40,7 @@ class PlannedSource:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The build options of the source: those to record, or else those in its record."""
+        """The build options of the source: `settings`, or the options in its record if `settings` is None."""
         if self.settings is not None:
             return self.settings
         return self.row.options if self.row is not None else {}
@@ -102,9 +102,9 @@ def _reopen_source(reader: Reader, row: SourceRow, root: str) -> tuple[PlannedSo
 def _assign_sources(
     found: Sequence[base.Source], known: Sequence[tuple[SourceRow, str]], options: BuildOptions
 ) -> list[tuple[PlannedSource, base.Source]]:
-    """Returns (planned source, source to list) for each of the sources `found`.
+    """Returns (planned source, source to list) for each of the sources `found` that does not lie inside another.
 
-    A source that lies inside another one of them is left out.
+    The source to list can be a part of the planned source, for example a subfolder of a folder that is recorded.
     known: (record, current location) of each recorded source.
     """
     places = [PlannedSource(row.kind, root, row) for row, root in known]
@@ -129,9 +129,10 @@ def _assign_sources(
 def _folder_place(
     source: base.Source, places: Sequence[PlannedSource], options: BuildOptions
 ) -> tuple[PlannedSource, str]:
-    """Returns the `PlannedSource` that contains a folder or single file, and the path of the folder or file in it.
+    """Returns the planned source that contains a folder or single file, and the path of the folder or file in it.
 
-    places: the sources planned so far, including all recorded ones.
+    If none of `places` contains it, makes a new planned source.
+    source: the folder or single file. places: all recorded sources, and new sources planned so far.
     """
     folders = [place for place in places if place.kind == source.kind]
     for place in folders:
@@ -156,7 +157,7 @@ def _folder_place(
 
 
 def _narrower(place: PlannedSource, folders: Sequence[PlannedSource]) -> list[tuple[SourceRow, str]]:
-    """Returns (record, path relative to `place`) of each recorded source that lies inside the folder `place`."""
+    """Returns (record, path relative to `place`) of each recorded source in `folders` that lies inside `place`."""
     return [
         (other.row, _relative(other.root, place.root))
         for other in folders

@@ -1,7 +1,7 @@
 """Reads images on other machines before they are needed, several at once, to hide the latency of the network.
 
-The order of the images does not change. Memory is bounded: an image that would exceed `AHEAD_BYTES` is read only when
-its task is run.
+The order of the images does not change. Memory is bounded: the images read in advance have at most `AHEAD_BYTES`
+together. An image that would exceed this limit is read only when its task is run.
 """
 
 from __future__ import annotations

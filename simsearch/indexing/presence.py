@@ -34,7 +34,7 @@ class Presence:
 
     path: the file, folder or archive, as the caller wrote it. items: the ids of the items.
     failures: (path, reason) of each image in it that could not be indexed.
-    reason: why there are neither items nor failures; None if there are any.
+    reason: why there are neither items nor failures; None if there are items or failures.
     """
 
     path: str

@@ -62,7 +62,12 @@ def update(index: Index, learn: bool = True) -> None:
 
 
 def _updated(index: Index, learn: bool) -> tuple[SketchFacts | None, SketchFacts | None]:
-    """Updates the sketch for the committed rows; returns the sketch's new record, and its record in `meta.json`."""
+    """Updates the files of the sketch for the committed rows, but not `meta.json`.
+
+    Returns the facts to record about the sketch, and the facts that `meta.json` has recorded; None if there is no
+    sketch. If the sketch has not changed or cannot be written, both are equal.
+    learn: as for `update`.
+    """
     with index.reading() as reader:
         rows, blocks = reader.state("rows"), reader.blocks()
         before = facts = SketchFacts.of(index.meta.sketch)
@@ -74,7 +79,7 @@ def _updated(index: Index, learn: bool) -> tuple[SketchFacts | None, SketchFacts
 
 
 def delete_unused(index: Index) -> None:
-    """Deletes derived files that `meta.json` does not name.
+    """Deletes sketches and other search structures in `derived/` that `meta.json` does not name.
 
     Readers that still use these files have loaded them into memory.
     """

@@ -77,7 +77,7 @@ def settled(index: Index) -> Iterator[None]:
 
 
 def was_emptied(index: Index) -> bool:
-    """Returns True if the last line of the manifest was removed on purpose, so that all of its items may be removed."""
+    """Returns True if all lines of the manifest were removed on purpose, so that a build may remove all its items."""
     with contextlib.suppress(SimsearchError, OSError):
         return open_folder(index).read(MANIFEST, len(_EMPTIED)) == _EMPTIED
     return False
@@ -130,9 +130,9 @@ def listed(folder: Folder) -> set[str]:
 
 
 def keep_lines(folder: Folder, wanted: Callable[[str], bool]) -> bytes | None:
-    """Removes lines from the manifest: an incomplete last line, and lines whose file name is not `wanted`.
+    """Removes an incomplete last line from the manifest, and each line whose file name is not wanted.
 
-    A damaged line, which has no file name, stays.
+    wanted: returns True for a file name to keep. A damaged line, which has no file name, stays.
     Returns the former content of the manifest if a line was removed, else None. Raises OSError.
     """
     before = folder.read(MANIFEST) if folder.exists(MANIFEST) else b""

@@ -128,7 +128,7 @@ def check_available() -> Callable[..., Any]:
 
 
 def _reports(watch: Callable[..., Any], index: Index, places: _Places, stop: threading.Event) -> Any:
-    """Yields True after changes in the folders, and False after each TICK without changes.
+    """Yields True after changes in the folders, and False after each `TICK` milliseconds without changes.
 
     Ends if a folder vanishes. Raises UsageError if the system cannot watch the folders.
     """

@@ -58,7 +58,7 @@ else:  # imported on first use: a search does not need these modules
 class WholeIndex:
     """The base class of `Engine`, with the methods that concern all items.
 
-    `Engine` sets the attributes: the open index, its searches (`snapshots`), and its model.
+    `Engine` sets the attributes. `snapshots` gives access to the searches of the open index.
     """
 
     opened_index: OpenIndex
@@ -128,8 +128,8 @@ class WholeIndex:
 
         Two items are linked if their distance is at most `max_distance`. A group consists of all items that are
         connected by a chain of links.
-        max_distance: None measures a suitable distance on slightly changed copies of pictures; then pictures are also
-        compared by their pixels.
+        max_distance: if it is None, a suitable distance is measured with slightly changed copies of the index's own
+        pictures. In this case, the pixels of close pairs are compared as well, and decide if two items are linked.
         keep: the rule that chooses the first member of each group, one of `cleanup.keep.RULES`; None for the lowest id.
         against: another open index of the same model; only groups with items of both indexes are returned.
         ignored: True to include groups that the user has marked as no duplicates.
@@ -245,7 +245,7 @@ class WholeIndex:
 
         form: "npy" writes features.npy, (N, D) float32, and items.jsonl, one line per row; "parquet" writes
         items.parquet.
-        drawn: a map from `map`, which adds columns to items.parquet; see `export.export_parquet`.
+        drawn: a map that `map` has returned. Its columns are added to items.parquet; see `export.export_parquet`.
         Raises UsageError if the folder cannot be written, and MissingExtraError without pyarrow for "parquet".
         """
         if form not in ("npy", "parquet"):

@@ -1,8 +1,8 @@
 """Sources of images. A `Source` lists images and reads their bytes; `FolderSource` is the simplest kind.
 
 A source has a root (a path or an address), and the paths of its images are relative to the root, so that an index can
-move together with its images. An image inside a container (an archive, a table, a data set) is written
-`container!/member`.
+move together with its images. The path of an image inside a container (an archive, a Parquet file, a data set) is
+printed as `container!/member`.
 
 File names are `str` as `os.fsdecode` returns them, so that bytes that are not UTF-8 are kept.
 """
@@ -62,8 +62,8 @@ class Listing:
     """The result of listing a source.
 
     entries: the images.
-    skipped: number of files that are not images or were left out; files that match `exclude` are not counted.
-    left_out: number of files left out, by reason; `skipped` includes them.
+    skipped: number of files that are not in `entries`; files that match `exclude` are not counted.
+    left_out: number of the skipped files that are never read, such as videos, by reason.
     unread: folders that could not be listed, each with the reason.
     matched: the patterns of `exclude` that matched at least one path.
     """
@@ -80,7 +80,7 @@ class Listing:
         self.left_out[reason] += 1
 
     def skip(self, path: str, head: bytes = b"") -> None:
-        """Counts a file that is not an image; a video or the like also counts in `left_out`. head: its first bytes."""
+        """Counts a file in `skipped`, and also in `left_out` if it is a video or the like. head: its first bytes."""
         if (kind := left_out(path, head)) is not None:
             self.leave_out(f"{kind}s, which are not read")
         else:
@@ -88,7 +88,7 @@ class Listing:
 
 
 class Source(ABC):
-    """A collection of images, on disk or on another machine. `kind` and `root` identify it in an index."""
+    """A collection of images. An index records it by its `kind`, such as "folder" or "zip", and its `root`."""
 
     kind: str
     download = True
@@ -136,7 +136,7 @@ class Source(ABC):
         return io.BytesIO(self.read(path))
 
     def identity(self, path: str) -> tuple[Any, ...] | None:
-        """Returns a value that is the same for all names of a file, in any source; None if the file does not exist."""
+        """Returns a value that is equal for two paths of one file, even in two sources; None if there is no file."""
         return file_identity(self.display(path))
 
     def size_and_stamp(self, path: str) -> tuple[int, int] | None:
@@ -252,7 +252,10 @@ def _is_folder(child: os.DirEntry[str]) -> bool:
 
 
 def display_path(kind: str, root: str, path: str) -> str:
-    """Returns the path of a source's image as it is printed. The format for each kind is defined only here."""
+    """Returns the path of an image as it is printed. Only this function defines the format.
+
+    kind, root: of the image's source. path: relative to the root.
+    """
     if kind == "folder":
         return os.path.join(root, path)
     if kind == "manifest":

@@ -54,7 +54,10 @@ class Exclusion:
 
 
 def rooted(patterns: Sequence[str], root: str) -> list[str]:
-    """Returns the patterns as lines of a .gitignore file in `root`, which do not depend on the current folder."""
+    """Returns the lines that a .gitignore file in `root` would need for these patterns.
+
+    A pattern may be relative to the current folder; the lines are not.
+    """
     lines = []
     for pattern in patterns:
         negation, body = ("!", pattern[1:]) if pattern.startswith("!") else ("", pattern)

@@ -64,7 +64,7 @@ def is_hidden(path: str) -> bool:
 def link_target(path: str, links: Mapping[str, str]) -> str | None:
     """Returns the path that `path` leads to if all symbolic links are followed; None if it leaves the archive or loops.
 
-    links: the path that each symbolic link contains, by the path of the link.
+    links: maps the path of each symbolic link in the archive to the target that is written in the link.
     """
     pending, done, followed = path.split("/")[::-1], list[str](), 0
     while pending:

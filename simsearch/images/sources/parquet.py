@@ -26,8 +26,8 @@ class ParquetSource(Source):
 
     Images: bytes in a binary column, or in the field `bytes` of a struct, as Hugging Face writes it. Of several such
     columns, the source uses the one that Hugging Face's schema calls an image, else the column `image`, else the first.
-    If there is no such column, it uses a column with lists of images, and adds `/<place>` to the path of each image.
-    Files: a struct without bytes but with a `path` names a file, relative to the table's folder.
+    If there is no such column, it uses a column with lists of images, and adds `/0`, `/1` and so on to their paths.
+    Files: if a struct has no bytes but a `path`, the image is the file at this path, relative to the table's folder.
     Labels: the column `label`, else `class`, else the first column of class labels. Numbers become names if the schema
     has names.
     Metadata: all other columns of text, numbers or booleans, or of lists of them.
@@ -115,7 +115,7 @@ class ParquetSource(Source):
     def _beside(self, file: str) -> str:
         """Returns the absolute path of a file that a row names.
 
-        Raises ImageError if the file lies outside the table's folder, unless `outside` permits that.
+        Raises ImageError if the file lies outside the table's folder and `self.outside` is False.
         """
         folder = os.path.realpath(os.path.dirname(self.root))
         full = os.path.realpath(os.path.join(folder, file))
@@ -212,7 +212,10 @@ class ParquetSource(Source):
 
 
 def _is_any(types: Any, kind: Any, *names: str) -> bool:
-    """Returns True if an Arrow type is one of the kinds in `names`; skips kinds that an older pyarrow does not know."""
+    """Returns True if the Arrow type `kind` has one of the names, such as "list" or "string_view".
+
+    types: the module `pyarrow.types`. Names that an older pyarrow does not know are ignored.
+    """
     return any(test(kind) for name in names if (test := getattr(types, f"is_{name}", None)) is not None)
 
 
@@ -225,7 +228,7 @@ def _holds_bytes(pyarrow: Any, kind: Any) -> bool:
 
 
 def _value_type(pyarrow: Any, kind: Any) -> Any:
-    """Returns the type of the values in a list type; returns any other type unchanged."""
+    """Returns the type of the values if the Arrow type `kind` is a list type; returns any other type unchanged."""
     lists = "list", "large_list", "fixed_size_list", "list_view", "large_list_view"
     return kind.value_type if _is_any(pyarrow.types, kind, *lists) else kind
 

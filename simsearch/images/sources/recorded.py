@@ -36,7 +36,7 @@ F_GETPATH = 50
 
 
 class _Recent(OrderedDict[Key, None]):
-    """The `REMEMBERED` keys that were added last. Safe for several threads."""
+    """Keys of files that passed a check: the last ones added, at most `REMEMBERED`. Safe for several threads."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -147,7 +147,7 @@ def reopen(kind: str, root: str, *, checked: bool = False) -> Source:
         raise UsageError(f"the index has a source of unknown kind {kind!r}", hint="a newer simsearch may know it")
     if addresses.is_kind(kind):
         if root != addresses.normalized(root):
-            raise UsageError(f"the index names a remote source that is none: {root}")
+            raise UsageError(f"the index names a remote source by an invalid address: {root}")
         source = SOURCE_CLASSES[kind](root)
         if not checked:
             permission.check(root)
@@ -235,7 +235,7 @@ def _read_file_object(file: Any) -> bytes:
 def open_picture(picture: Any, shorter_side: int | None, name: str | None = None) -> decode.DecodedImage:
     """Decodes an image given as a path, bytes, a binary file, a PIL image or an (H, W, 3) uint8 array.
 
-    shorter_side: as for `decode.decode_image`; None for the original size, to which the coordinates of a crop refer.
+    shorter_side: the pixels needed along the shorter side, as for `decode.decode_image`; None for the full size.
     name: the image's name in errors.
     Raises ImageError, UsageError.
     """
@@ -266,9 +266,9 @@ class RecordedSource(Source):
         fork.in_child(self._open_again)
 
     def _open_again(self) -> None:
-        """Forgets the open source in a forked process.
+        """Drops the open source in a forked process; the next read opens it again.
 
-        An open archive would share its file position with the parent process.
+        Otherwise an open archive would share its file position with the parent process.
         """
         fork.never_close(self._opened)
         self._opened, self._lock = None, threading.Lock()

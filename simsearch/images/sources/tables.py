@@ -27,8 +27,9 @@ class ManifestSource(Source):
 
     The column `label` becomes the label; all other columns become metadata. In a CSV, values such as 7 and -1.5 become
     numbers; 007, 1.10, 12E4 and all other values stay text (see `written_number`).
-    line: the only line of a JSON Lines file to list, if it has just been appended.
-    within: the path in this line.
+    line: the text of a line that has just been added to a JSON Lines file. Only this line is listed; the file is not
+    read. None to list the file.
+    within: the path of the image that `line` names; empty without `line`.
     """
 
     kind = "manifest"

@@ -165,7 +165,7 @@ def _files(data: Any) -> list[tuple[str, int]]:
 
 
 def _accepted(kind: Any) -> set[str]:
-    """Returns the names of the arguments that a class accepts, for itself and for its base classes."""
+    """Returns the names of the arguments that a class accepts, including those that it passes to its base classes."""
     names: set[str] = set()
     for base in kind.__mro__ if inspect.isclass(kind) else ():
         parameters = inspect.signature(base).parameters if base is not object else {}

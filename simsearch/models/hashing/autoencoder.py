@@ -71,7 +71,8 @@ def train(
 ) -> HashEncoder:
     """Trains an encoder of binary codes on a sample of features (n, D).
 
-    progress: called with the number of images processed in all epochs so far, and with the number at the end.
+    progress: called after each batch with the number of images processed so far and the expected total. An image counts
+    once for each epoch.
     Raises SimsearchError if the training diverges.
     """
     start = time.monotonic()

@@ -1,8 +1,8 @@
 """Addresses of remote sources and objects: `s3://bucket/key`, `gs://bucket/key`, `https://host/folder/file`.
 
-The root of a source has no slash at its end. Keys of buckets are written as they are. Names on web servers are
-percent-encoded in an address, but not in an index. This module imports nothing heavy, because every command that takes
-a path uses it.
+The root of a source has no slash at its end. Addresses of objects in buckets are not percent-encoded. Addresses on web
+servers are percent-encoded, but paths relative to a root are not. This module imports nothing heavy, because every
+command that takes a path uses it.
 """
 
 from __future__ import annotations

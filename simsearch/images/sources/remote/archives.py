@@ -1,9 +1,11 @@
 """Archives on other machines, as sources.
 
-Of a .zip file, the list of members is read first, and then each member by its own range of bytes, several at a time. So
-an interrupted build goes on at the next member. A .tar file has no list of members, so the whole file is copied into a
-temporary file. The list made from the copy is kept in the cache folder, so that an unchanged archive need not be copied
-again to be listed.
+A .zip file contains a list of its members. This list is read first. Then each member is read with a request for its
+range of bytes; several members can be read at once. An interrupted build therefore continues at the next member. If the
+server sends only whole files, the .zip file is copied into a temporary file instead.
+
+A .tar file has no list of members, so the whole file is copied into a temporary file. The list made from the copy is
+kept in the cache folder, so that an unchanged archive need not be copied again to be listed.
 """
 
 from __future__ import annotations
@@ -122,7 +124,7 @@ class _RemoteArchive(RemoteStoreMixin, Source, Generic[A]):
 
 @contextlib.contextmanager
 def _as_image_error() -> Iterator[None]:
-    """Turns a UsageError in the `with` block, about an archive that cannot be opened, into an ImageError."""
+    """Turns a UsageError of the `with` block into an ImageError. The block opens an archive and reads an image."""
     try:
         yield
     except UsageError as error:

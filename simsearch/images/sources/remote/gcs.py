@@ -1,8 +1,8 @@
-"""Buckets of Google Cloud Storage, by gcsfs.
+"""Reads buckets of Google Cloud Storage with the library gcsfs.
 
-Credentials are found as by Google's libraries: `GOOGLE_APPLICATION_CREDENTIALS`, `gcloud auth application-default
-login`, or the service account of a cloud machine. Without credentials, requests are not signed; public buckets permit
-this.
+Google's libraries find the credentials: in the file that `GOOGLE_APPLICATION_CREDENTIALS` names, from an earlier
+`gcloud auth application-default login`, or from the service account of a cloud machine. Without credentials, requests
+are not signed; public buckets permit this.
 """
 
 from __future__ import annotations
@@ -110,8 +110,9 @@ class GcsStore(Store):
         return f"{self._prefix}/{path}" if self._prefix else path
 
     def _call(self, *arguments: Any, **named: Any) -> Any:
-        """Makes a request in fsspec's thread.
+        """Makes a GET request in fsspec's thread, and returns the response.
 
+        arguments, named: those of `GCSFileSystem._call` after the HTTP method.
         Raises the exceptions that the module `store` defines, or UsageError for bad credentials.
         """
         from fsspec.asyn import sync

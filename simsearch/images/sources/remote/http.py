@@ -90,9 +90,9 @@ class HttpStore(Store):
             yield from (item for item in pool.map(self._facts, files) if item is not None)
 
     def _facts(self, path: str) -> RemoteObject | None:
-        """Returns a file that a listing links to; None if the file is missing or cannot be read.
+        """Returns the path, size and identity of a file in a listing; None if the file is missing or cannot be read.
 
-        The server is asked for the size and identity of pictures only.
+        The server is only asked about pictures; other files get no size and no identity.
         """
         if not is_picture(path):
             return RemoteObject(path, None, "")  # not a picture: no need to ask
@@ -156,7 +156,7 @@ class HttpStore(Store):
     ) -> tuple[bytearray, Any, str]:
         """Makes a request in fsspec's thread. Returns the body, the headers and the final URL.
 
-        most: about the most bytes that are read.
+        most: reading stops when the body is longer than this number of bytes.
         file: if given, the body is written to this file, and an empty body is returned.
         Raises the exceptions that the module `store` defines.
         """

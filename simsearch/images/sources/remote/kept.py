@@ -1,4 +1,4 @@
-"""Keeps remote objects in the cache folder, from reading them until their features are committed to the index.
+"""Keeps copies of remote objects in the cache folder until their features are committed to the index.
 
 A build that is killed loses all features since its last commit. Without the kept files, the next build would have to
 read the same objects from their server again. Each file is deleted once the features are committed.
@@ -32,8 +32,9 @@ Place = tuple[str, str, int, int]
 class KeptObjects:
     """The folder of kept objects. Safe for several threads.
 
-    Each file is named by the SHA-256 of a `Place`, and begins with the SHA-256 of its content. Files are not synced to
-    disk; the SHA-256 of the content shows if a file is incomplete.
+    A `Place` identifies an object: the root of its source, its path, its size and its stamp. The object's file is named
+    by the SHA-256 of the `Place`, and begins with the SHA-256 of the object's content. Files are not synced to disk;
+    the SHA-256 of the content shows if a file is incomplete.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Buckets of S3 and of compatible servers, by s3fs.
+"""Reads buckets of S3 and of compatible servers with the library s3fs.
 
 Credentials, region, profile and endpoint are those of the AWS command line: `AWS_*` in the environment, `~/.aws`, or
 the role of a cloud machine. Without credentials, requests are not signed; public buckets permit this.
@@ -174,7 +174,7 @@ class S3Store(Store):
         if isinstance(error, (*connection, exceptions.ResponseStreamingError)):
             return self._of_connection(error)
         if isinstance(error, (exceptions.FlexibleChecksumError, exceptions.ChecksumError)):
-            return TransientError("what came has another checksum")
+            return TransientError("the received data has another checksum")
         if "parse" in type(error).__name__.lower() or isinstance(error, exceptions.ParamValidationError):
             return DeniedError(" ".join(str(error).split()))
         return UsageError(f"{self.root}: {' '.join(str(error).split())}", hint=NO_CREDENTIALS)

@@ -244,7 +244,10 @@ class Store(ABC):
             raise ImageError(str(error)) from error
 
     def _save(self, path: str, file: IO[bytes], most: int) -> None:
-        """Writes a whole object into a file, for servers that do not send parts. most: about the most bytes written."""
+        """Writes a whole object into a file, for servers that do not send parts.
+
+        most: writing stops when the file is longer than this number of bytes.
+        """
         raise NotImplementedError
 
     def close(self) -> None:
@@ -269,9 +272,10 @@ class Store(ABC):
         raise AssertionError("no attempts")
 
     def _has_changed(self, path: str, start: int | None, size: int) -> bool:
-        """Returns True if an object that was read as a whole (`start` is None) now has this size.
+        """Returns True if an object was replaced after it was listed, and the new content has arrived completely.
 
-        If so, the object was replaced after it was listed.
+        start: None if the whole object was read; otherwise the result is False.
+        size: the number of bytes that arrived. It is compared with the object's present size on the server.
         """
         return start is None and self._info(path).size == size
 
