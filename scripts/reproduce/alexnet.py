@@ -48,7 +48,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from simsearch.common.atomic_files import replacing
-from simsearch.models import weights
+from simsearch.models import larger_input, weights
 from simsearch.models.networks.build import build_network
 from simsearch.models.networks.configs import AlexNetConfig
 from simsearch.training import augment, batch_norm
@@ -67,7 +67,7 @@ COLOUR = ColourStats(
     torch.tensor([[6.2, -24.7, -63.1], [-12.4, -0.3, -66.0], [6.3, 23.4, -67.6]]),
 )
 """Of Imagenette and Tiny-ImageNet; fixed, so that the pictures may become more while a training goes on."""
-FC6 = "hidden.1.weight"
+FC6 = larger_input.FIRST_HIDDEN
 COARSE = (32, 48, 64, 96)
 """Sides in pixels that pictures are scaled down to where they lose their fine detail."""
 NOISE = 25.0
@@ -213,7 +213,8 @@ def build_from(path: Path, config: Config, pictures: Pictures, batches: int = 8)
     tensors = {name: torch.from_numpy(value) for name, value in weights.read_tensors(path).items()}
     if tensors["classifier.weight"].shape != network.classifier.weight.shape:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier")}
-    tensors[FC6] = enlarged(tensors[FC6], network.config.channels[-1], network.config.flat)
+    first = larger_input.enlarged(tensors[FC6].numpy(), network.config.channels[-1], network.config.flat)
+    tensors[FC6] = torch.from_numpy(first)
     network.load_state_dict(tensors, strict=False)
     random = np.random.default_rng(config.seed)
     drawn = [torch.from_numpy(pictures.draw(256, random)[0]) for _ in range(batches)]
@@ -226,21 +227,6 @@ def build_from(path: Path, config: Config, pictures: Pictures, batches: int = 8)
         first.norm.running_mean.mul_(scale)
         first.norm.running_var.mul_(scale**2)
     return network
-
-
-def enlarged(weight: torch.Tensor, channels: int, flat: int) -> torch.Tensor:
-    """The weights (O, channels * s * s) of a linear layer over maps of side s, for maps of another side: (O, flat).
-
-    Interpolated over the positions and scaled to the same sum, as if the maps had been sampled more finely. Touvron et
-    al.: "Fixing the train-test resolution discrepancy", NeurIPS 2019: a network sees better at a larger size than it
-    was trained at.
-    """
-    old, new = (math.isqrt(number // channels) for number in (weight.shape[1], flat))
-    if old == new:
-        return weight
-    maps = weight.view(-1, channels, old, old)
-    finer = F.interpolate(maps, (new, new), mode="bilinear", align_corners=True)
-    return (finer * (old * old / (new * new))).flatten(1)
 
 
 def set_dropout(network: nn.Module, share: float) -> None:

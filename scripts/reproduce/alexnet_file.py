@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
 """Writes the weights file of a training by `alexnet.py`, and measures what is in it.
 
-    scripts/reproduce/alexnet_file.py SETS WORK/NAME alexnet.safetensors --data DATA [--manifest FILE]
-        [--teacher NAME] [--note TEXT]
+    scripts/reproduce/alexnet_file.py SETS WORK/NAME|FILE alexnet.safetensors --data DATA [--manifest FILE]
+        [--image-size N] [--teacher NAME] [--note TEXT]
 
 DATA holds tiny-imagenet/val.zip and imagenette160/val.zip. Normalisations are folded into the weights; what
 `--compress` pruned and shared is stored as such, anything else as float16. FILE is the manifest.tsv of `pictures.py`:
 with it, the weights record which pictures they were trained on, so that `eval model` can say so (three bytes a
 picture). NAME is the network that taught, TEXT what the training was begun from.
+
+With --image-size, the network takes a larger input than in its training, at which it sees better (`judge.py` compares).
+FILE, in place of a training's folder, is a weights file that was written so before.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ import csv
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # in .venv, whichever Python was called
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -33,6 +37,8 @@ from alexnet import CLASSES, COLOUR, Config, Pictures, build
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.images.sources.labelled import list_labelled
 from simsearch.models import weights
+from simsearch.models.networks.build import build_network
+from simsearch.models.networks.configs import AlexNetConfig
 from simsearch.models.training_record import TrainingRecord
 from simsearch.training import batch_norm
 from simsearch.training.data import TrainingSet, load
@@ -76,8 +82,23 @@ def checks(options: argparse.Namespace, recipe: Preprocessing) -> Iterator[tuple
             yield name, load(found, recipe, classes)[0]
 
 
-def ship(options: argparse.Namespace) -> None:
-    """Writes what was compressed, or a dense file of what was not, with its card, and measures it."""
+@dataclass
+class Trained:
+    """A network without normalisations, whether it is pruned and shared, and the story of its training for the card."""
+
+    network: torch.nn.Module
+    compressed: bool
+    story: dict[str, Any]
+    words: str
+
+    @property
+    def side(self) -> int:
+        """The side in pixels of the input in training."""
+        return self.network.config.image_size
+
+
+def from_folder(options: argparse.Namespace) -> Trained:
+    """The network of a training's folder."""
     content = torch.load(options.work / "checkpoint.pt", weights_only=True)
     config = Config(**content["config"])
     network = build(config)
@@ -85,8 +106,6 @@ def ship(options: argparse.Namespace) -> None:
         batch_norm.fold(network)
     network.load_state_dict(content["network"])
     batch_norm.fold(network)
-    side = config.image_size
-    recipe = replace(recipe_for("alexnet", side), mean=tuple(COLOUR.mean.tolist()), std=tuple(COLOUR.std.tolist()))
     pictures, taught = Pictures(options.pictures, config.objective == "labels"), config.objective == "teacher"
     sources = f"{len(pictures):,} photographs of {len(pictures.names)} sources"
     queue = f"{options.teacher}'s likenesses over a queue (CompRess 2020) and its soft labels"
@@ -96,27 +115,53 @@ def ship(options: argparse.Namespace) -> None:
         "images seen": content["numbers"][1],
         "minutes": round(content["seconds"] / 60),
         "normalisation": "batch normalisation in training, folded",
-        "input": f"{side} px, not the paper's 224, for the sake of training time",
     }
+    return Trained(network, config.compress, story, f"under {options.teacher}" if taught else "by labels alone")
+
+
+def from_file(options: argparse.Namespace) -> Trained:
+    """The network of a weights file that this script wrote before, with its story."""
+    card = weights.read_card(options.work)
+    if card.trained_at:
+        sys.exit(f"{options.work} has been enlarged already")
+    network = build_network("alexnet", AlexNetConfig(**card.arguments))
+    network.load_state_dict(
+        {name: torch.from_numpy(value) for name, value in weights.read_tensors(options.work).items()}
+    )
+    words = card.description.partition(", ")[2].removesuffix(".")
+    story = {key: value for key, value in card.training.items() if key not in ("input", "weights kept")}
+    return Trained(network, "weights kept" in card.training, story, words)
+
+
+def ship(options: argparse.Namespace) -> None:
+    """Writes what was compressed, or a dense file of what was not, with its card, and measures it."""
+    trained = from_folder(options) if options.work.is_dir() else from_file(options)
+    side = options.image_size or trained.side
+    if side < trained.side:
+        sys.exit(f"the network was trained at {trained.side} pixels; --image-size is for more")
+    larger = side > trained.side
+    story = dict(trained.story)
+    story["input"] = f"{trained.side} px in training, for the sake of time" + (f"; now {side} px" if larger else "")
     if options.note:
         story["begun from"] = options.note
-    words = f"under {options.teacher}" if taught else "by labels alone"
+    recipe = replace(recipe_for("alexnet", side), mean=tuple(COLOUR.mean.tolist()), std=tuple(COLOUR.std.tolist()))
     card = weights.ModelCard(
         "alexnet",
         {"num_classes": len(CLASSES), "image_size": side},
         recipe,
         tuple(name for _, name in CLASSES),
-        f"AlexNet 2012 at {side} px, {words}.",
+        f"AlexNet 2012 at {side} px, {trained.words}.",
         story,
         labels=tuple(label for label, _ in CLASSES),
+        trained_at=trained.side if larger else 0,
     )
     metrics = publish(
-        network,
+        trained.network,
         card,
         options.output,
         dict(checks(options, recipe)),
         COLOUR,
-        compress=config.compress,
+        compress=trained.compressed,
         trained_on=some_of(options.pictures, 2048),
         record=recorded(options.manifest) if options.manifest else None,
     )
@@ -129,6 +174,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="the folder with the validation sets")
+    parser.add_argument("--image-size", type=int, metavar="N", help="a larger input than in training, in pixels")
     parser.add_argument("--manifest", type=Path, metavar="FILE", help="manifest.tsv of the pictures that were laid out")
     parser.add_argument("--teacher", default="EfficientNet-lite2", metavar="NAME", help="[default: %(default)s]")
     parser.add_argument("--note", help="what the training was begun from")

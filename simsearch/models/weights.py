@@ -24,7 +24,7 @@ from simsearch.common import outside_json
 from simsearch.common.atomic_files import atomic_write, replacing
 from simsearch.errors import WeightsError
 from simsearch.images.preprocessing import Preprocessing
-from simsearch.models import deep_compression
+from simsearch.models import deep_compression, larger_input
 from simsearch.models.safetensors_header import Header, locate_tensors, pack_header, read_header
 from simsearch.models.training_record import Digests, TrainingRecord
 
@@ -58,6 +58,8 @@ class ModelCard:
     ranges: for int8, the largest activation of each channel on training images, (channels,) float32, by the name of the
     point of the network where it was measured (`simsearch.models.onnx.int8.POINTS`).
     agreement: mean fraction of the six nearest neighbours that int8 and float32 have in common; 0 if not measured.
+    trained_at: the side in pixels of the input in training, if the network now takes a larger one; else 0. The weights
+    are then enlarged when they are read (`simsearch.models.larger_input`).
     """
 
     architecture: str
@@ -71,6 +73,7 @@ class ModelCard:
     labels: tuple[str, ...] = ()
     ranges: dict[str, NDArray[np.float32]] = field(default_factory=dict, compare=False)
     agreement: float = 0.0
+    trained_at: int = 0
 
 
 def sha256(path: Path) -> str:
@@ -97,6 +100,7 @@ def read_card(path: Path) -> ModelCard:
             labels=texts["labels"],
             ranges=ranges,
             agreement=agreement,
+            trained_at=_typed(header.get("trained_at", 0), int),
         )
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
@@ -120,7 +124,8 @@ def _list(values: Any, *kinds: type) -> tuple[Any, ...]:
 
 def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
     """Returns all weights, by parameter name, as dense float32 arrays. Raises WeightsError if they cannot be read."""
-    encoding = _read_entry(path).get("encoding", {})
+    entry = _read_entry(path)
+    encoding = entry.get("encoding", {})
     try:
         locate_tensors(path)
         _check_sizes(_typed(encoding, dict), largest_network(path))
@@ -136,6 +141,11 @@ def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(f"{path}: tensor {name} is incomplete: {error}") from error
+    if entry.get("trained_at"):
+        try:
+            larger_input.enlarge(tensors, entry["architecture"], entry["arguments"], largest_network(path))
+        except (KeyError, TypeError, ValueError) as error:
+            raise WeightsError(f"{path}: the weights cannot be enlarged: {error}") from error
     if odd := next((name for name, tensor in tensors.items() if not np.isfinite(tensor).all()), None):
         raise WeightsError(f"{path}: a weight in the tensor {odd!r} is NaN or infinite")
     return tensors
@@ -228,6 +238,7 @@ def write(
         "distances": card.distances,
         "labels": card.labels,
         "encoding": encoding,
+        **({"trained_at": card.trained_at} if card.trained_at else {}),
     }
     atomic_write(path, safetensors.numpy.save(stored, {"simsearch": json.dumps(header)}))
 

@@ -12,7 +12,9 @@ import torch
 
 from simsearch.evaluation.metrics import LabelledFeatures, retrieval
 from simsearch.models import weights
+from simsearch.models.networks.build import build_network
 from simsearch.models.onnx import int8_calibration
+from simsearch.models.registry import ARCHITECTURES
 from simsearch.search import similarity
 from simsearch.training import augment
 from simsearch.training.augment import ColourStats
@@ -52,6 +54,8 @@ def publish(
     bits = {name: BITS[name.split(".")[0]] for name in tensors if compress and compressed(name)}
     weights.write(output, card, tensors, bits, record)
     decoded = weights.read_tensors(output)
+    if card.trained_at:
+        network = build_network(card.architecture, ARCHITECTURES[card.architecture](**card.arguments)).eval()
     network.load_state_dict({name: torch.from_numpy(value) for name, value in decoded.items()})
     metrics: dict[str, dict[str, float]] = {}
     distances: tuple[float, ...] = card.distances

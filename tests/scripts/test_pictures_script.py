@@ -177,18 +177,3 @@ def test_training_begins_with_the_features_of_the_weights(script):
         assert torch.equal(
             begun.classifier(begun.features(x)).argmax(1), shipped.classifier(shipped.features(x)).argmax(1)
         )
-
-
-def test_hidden_layer_grows_with_the_input(script):
-    alexnet = importlib.import_module("alexnet")
-    weight = torch.rand(5, 7, 1, 1).expand(5, 7, 3, 3).flatten(1)
-    grown = alexnet.enlarged(weight, 7, 7 * 16)
-    maps = torch.rand(7, 1, 1)  # the same at all positions
-    small, large = maps.expand(7, 3, 3).flatten(), maps.expand(7, 4, 4).flatten()
-    assert grown.shape == (5, 7 * 16)
-    assert torch.allclose(grown @ large, weight @ small, rtol=1e-5)
-    corner = torch.zeros(1, 7, 3, 3)
-    corner[0, 2, 0, 2] = 1
-    places = alexnet.enlarged(corner.flatten(1), 7, 7 * 16).view(7, 4, 4)
-    assert places[2].argmax() == 3 and places[:2].abs().sum() == 0  # the upper right remains the upper right
-    assert torch.equal(alexnet.enlarged(weight, 7, 7 * 9), weight)

@@ -49,11 +49,18 @@ def shipped(script, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "checks", lambda options, recipe: [("held-out", held)])
     monkeypatch.setattr(module, "some_of", lambda folder, count: held)
 
-    def ship(work, note=None):
+    def ship(work, note=None, image_size=None):
         file = tmp_path / f"{work.name}.safetensors"
         module.ship(
             argparse.Namespace(
-                pictures=pictures, work=work, output=file, data=None, note=note, teacher="a fake", manifest=None
+                pictures=pictures,
+                work=work,
+                output=file,
+                data=None,
+                note=note,
+                teacher="a fake",
+                manifest=None,
+                image_size=image_size,
             )
         )
         return file

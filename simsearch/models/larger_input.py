@@ -1,0 +1,59 @@
+"""Weights of AlexNet for a larger input than they were trained at.
+
+Touvron et al.: "Fixing the train-test resolution discrepancy", NeurIPS 2019: a network recognises more at a larger
+input than at the one of its training. Convolutions take any input. The first hidden layer has a weight for each
+position of the convolutions' last maps, so its weights are interpolated when a weights file is read. The file stores
+them as they were trained, which takes less space.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simsearch.models.networks.configs import AlexNetConfig
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FIRST_HIDDEN = "hidden.1.weight"
+"""The name of the first hidden layer's weights."""
+
+
+def enlarged(weight: NDArray[np.float32], channels: int, flat: int) -> NDArray[np.float32]:
+    """Returns the weights of a linear layer over maps of side s, interpolated for maps of another side t.
+
+    weight: (O, channels * s * s) float32. flat: channels * t * t, the width of the result (O, flat) float32.
+    The interpolation is bilinear, between the corners of the maps. The weights are multiplied by (s / t)^2, so that the
+    sum over the positions stays about the same.
+    """
+    old, new = (math.isqrt(width // channels) for width in (weight.shape[1], flat))
+    if channels * old * old != weight.shape[1] or channels * new * new != flat or min(old, new) < 1:
+        raise ValueError(f"weights of {weight.shape[1]} inputs cannot be enlarged to {flat}")
+    if old == new:
+        return weight
+    places = np.linspace(0, old - 1, new)
+    between = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(old)[None, :])).astype(np.float32) * (old / new)
+    maps = weight.reshape(len(weight), channels, old, old)
+    return np.ascontiguousarray(between @ maps @ between.T).reshape(len(weight), flat)
+
+
+def enlarge(
+    tensors: dict[str, NDArray[np.float32]], architecture: str, arguments: Mapping[str, Any], most: int
+) -> None:
+    """Replaces the first hidden layer's weights by those for the input size in `arguments`.
+
+    tensors: the weights of a network by name. arguments: those of the configuration class of the network.
+    most: the largest permitted number of weights of the layer.
+    Raises ValueError or TypeError if the network is not AlexNet, or if the weights cannot be enlarged.
+    """
+    if architecture != "alexnet" or FIRST_HIDDEN not in tensors:
+        raise ValueError("only AlexNet can be enlarged")
+    config = AlexNetConfig(**arguments)
+    weight = tensors[FIRST_HIDDEN]
+    if weight.ndim != 2 or len(weight) * config.flat > most:
+        raise ValueError(f"an input of {config.image_size} pixels is too large for its size")
+    tensors[FIRST_HIDDEN] = enlarged(weight, config.channels[4], config.flat)
