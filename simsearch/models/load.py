@@ -46,8 +46,9 @@ def load_model(
     device: "auto", "cpu", "cuda" or "cuda:N"; "auto" takes a GPU if there is one, unless few images are expected.
     images: the expected number of images, if known; up to 32 (`FEW`), the model starts faster but computes more slowly.
     threads: True if several threads will compute at once; on the CPU, each thread then uses only a part of the cores.
-    precision: "float32", "int8" (only on the CPU, and if the weights allow it), or "auto" for the choice of
-    `precision.choose_precision`. Networks of torchvision and .onnx files always compute in their own precision.
+    precision: "float32", "int8" (only on the CPU, and if the weights allow it), or "auto". On the CPU, "auto" is
+    int8 if that is accurate and fast, otherwise float32 (see `precision.choose_precision`). A network of torchvision or
+    of an .onnx file always computes in its own precision.
 
     Raises UsageError for an unknown name or if the model cannot run in int8, WeightsError for an unusable file, and
     DeviceError for an unusable device.
@@ -111,7 +112,11 @@ def is_torchvision(name: str) -> bool:
 
 
 def _torchvision_on_cpu(name: str, few: bool) -> Model:
-    """Loads a network of torchvision in ONNX Runtime, or in torch if it cannot be converted."""
+    """Loads a network of torchvision in ONNX Runtime, or in torch if it cannot be converted.
+
+    The conversion needs the package `onnx`.
+    few: True to start faster in ONNX Runtime, but compute more slowly.
+    """
     try:
         model = exported.open_exported(name, functools.partial(_export, name), few)
     except MissingExtraError as error:

@@ -1,9 +1,9 @@
 """Weights files: `.safetensors` files whose header contains everything needed to use them.
 
-The header's `simsearch` entry is a JSON object. It has the version of the format, the fields of `ModelCard` except
-`ranges` and `agreement`, and the sizes of compressed tensors (`simsearch.models.deep_compression`). `ranges` and
-`agreement` are needed for int8 only; the header's `ranges` entry, which may be added later, has both. No pickled code
-is ever executed.
+The header has two entries of simsearch. The entry `simsearch` is a JSON object with the version of the format, most
+fields of `ModelCard`, and the sizes of compressed tensors (`simsearch.models.deep_compression`). The entry `ranges` has
+the other two fields of `ModelCard`, `ranges` and `agreement`. Only int8 needs them, so this entry may be missing;
+`add_ranges` adds it. No pickled code is ever executed.
 """
 
 from __future__ import annotations
@@ -246,8 +246,8 @@ def write(
 def add_ranges(path: Path, ranges: Mapping[str, NDArray[np.float32]], agreement: float = 0.0) -> None:
     """Writes the ranges and the agreement of int8 (see `ModelCard`) into the header, atomically.
 
-    The tensors do not change. Each value of the ranges takes one character: it is rounded up by less than 5 %. Values
-    below about a fifteenth of the largest value of their point are raised to that limit.
+    The tensors do not change. Each value of the ranges is rounded up by less than 5 %, so that one character can store
+    it. At each point of the network, values below about a fifteenth of the largest value are raised to this limit.
     Raises WeightsError if simsearch did not write the file.
     """
     _read_entry(path)  # raises WeightsError if it is not a weights file
@@ -265,7 +265,7 @@ def add_ranges(path: Path, ranges: Mapping[str, NDArray[np.float32]], agreement:
 
 
 def sha256_without_ranges(path: Path) -> str:
-    """Returns the SHA-256 that a file had before `add_ranges`. Indexes that are older than the ranges record it."""
+    """Returns the SHA-256 that a file had before `add_ranges`, as recorded in indexes made before that."""
     _read_entry(path)  # raises WeightsError if it is not a weights file
     header = _header_without_ranges(path)
     digest = hashlib.sha256(pack_header(header.text))

@@ -284,9 +284,9 @@ def _labelled(values: Sequence[float]) -> dict[float, str]:
 def curve(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
     """Returns a chart of the errors in a training log by epoch, in percent.
 
-    It shows the top-1 error in training, and the top-1 and top-5 errors in validation. Successive training steps are
-    averaged in at most STEPS groups. If a group has more than four steps, a band shows the range from the 10th to the
-    90th percentile of each group.
+    It shows the top-1 error in training, and the top-1 and top-5 errors in validation. Successive training steps form
+    at most STEPS groups, and the line of the training error shows the mean of each group. If the groups have more than
+    four steps each, a band behind the line shows the range from the 10th to the 90th percentile of each group.
     rows: the rows of the log, with `event`, `epoch`, `top1` and `top5`.
     """
     steps = [(row["epoch"], 100 * (1 - row["top1"])) for row in rows if row.get("event") == "step"]

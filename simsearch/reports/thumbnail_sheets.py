@@ -25,12 +25,13 @@ QUALITY = 72
 
 @dataclass(frozen=True)
 class Sheets:
-    """Thumbnails of m items on sheets. A sheet has `columns` rows of `columns` squares, and is filled row by row.
+    """Thumbnails of m items on sheets. A sheet is divided into squares, which are filled row by row.
 
     images: the sheets, as WebP files.
     places: (m,), the position of each thumbnail's item in the list of all items.
     sizes: (m, 2), the width and height of each thumbnail in pixels. A thumbnail is in its square's top left corner.
     side: width and height of a square in pixels.
+    columns: number of squares in a row. A full sheet has the same number of rows; the last sheet may have fewer.
     """
 
     images: Sequence[bytes] = ()
@@ -81,7 +82,7 @@ def _new_sheet() -> Image.Image:
 
 
 def _encode(sheet: Image.Image, used: int) -> bytes:
-    """Returns a sheet as a WebP file, without the rows below the first `used` squares."""
+    """Returns a sheet as a WebP file, without its empty rows. used: the number of squares that have a thumbnail."""
     buffer = io.BytesIO()
     rows = -(-used // COLUMNS)
     sheet.crop((0, 0, sheet.width, rows * SIDE)).save(buffer, "WEBP", quality=QUALITY, method=4)

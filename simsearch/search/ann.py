@@ -85,8 +85,9 @@ class AnnSettings:
 
 
 def recalls(found: list[Neighbours], truth: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the recall of each query: the share of its first K results no farther than its true K-th neighbour.
+    """Returns the recall of each query: the fraction of its `K` nearest neighbours that were found.
 
+    A result counts as one of the nearest if it is no farther than the true K-th neighbour.
     found: the results of each query.
     truth: (nq,) the distance of each query's true K-th neighbour.
     """
@@ -229,7 +230,11 @@ class AnnIndex:
     def _candidates(
         self, queries: NDArray[np.float32], wanted: int, bits: NDArray[np.uint8] | None, setting: AnnSettings
     ) -> NDArray[np.int64]:
-        """Returns the entries that FAISS finds nearest to each query, (nq, wanted); -1 fills empty places."""
+        """Returns the entries that FAISS finds nearest to each query, (nq, wanted); -1 fills empty places.
+
+        wanted: the number of entries to find for each query.
+        bits: the bitmap of the permitted entries; None if all are permitted.
+        """
         selector = None if bits is None else faiss.IDSelectorBitmap(bits)
         if setting.kind == "hnsw":
             parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=max(setting.effort, wanted))

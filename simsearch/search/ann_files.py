@@ -79,7 +79,7 @@ def check_rows(rows: NDArray[Any], covered: int) -> None:
         raise ValueError("its rows are not a list of integers")
     live = rows[rows >= 0]
     if len(live) and live.max() >= covered:
-        raise ValueError(f"it has a row {live.max()}, but only {covered} are covered")
+        raise ValueError(f"it has the row number {live.max()}, but covers only {covered} rows")
     if len(np.unique(live)) < len(live) or (len(rows) and rows.min() < -1):
         raise ValueError("it has the same row twice")
 

@@ -110,8 +110,8 @@ def _base(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
     """Reads the codes, their row numbers, and the number of rows covered.
 
-    These are as of the last compaction or, if there was none, as of the training of the encoder. Later rows are in the
-    `added` files.
+    If there was a compaction after `AnnIndex.save`, returns what the last compaction wrote; if not, what `save` wrote.
+    Rows that were added after that are not included: their codes are in the `added` files.
     """
     if compactions == parameters.get("epoch", 0):
         entries, rows = (sealed.read_array(folder, f"{part}.npy") for part in ("entries", "rows"))

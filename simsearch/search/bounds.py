@@ -80,7 +80,7 @@ class Grid:
     rotation: (d, d) float64, rotates the first d components.
     low: (w,) float64, the corner of the box with the smallest coordinates.
     step: the distance of neighbouring grid points along an axis.
-    cap: an upper bound of the errors of nearly all rows.
+    cap: a limit that the errors of nearly all rows do not exceed. The others are the odd rows of `Sketch`.
     """
 
     rotation: NDArray[np.float64]
@@ -94,8 +94,9 @@ class Grid:
         return len(self.low)
 
     def reach(self, distance: float, defect: float, error: float | NDArray[Any]) -> NDArray[np.float64]:
-        """Returns the largest squared distance between the codes of a query and of a row at most `distance` away.
+        """Returns the largest possible squared distance between the codes of a query and a row.
 
+        distance: the query and the row are at most this far apart.
         defect: from `defect_of`.
         error: the error of the query plus the error of the row.
         Returns `FARTHEST` if the result is too large to be computed.
@@ -153,7 +154,7 @@ class Bounds:
             raise ValueError(str(error)) from error
         mean, axes = arrays["mean"], arrays["axes"]
         if mean.shape != (dimension,) or axes.ndim != 2 or axes.shape[1] != dimension:
-            raise ValueError(f"its axes have shape {axes.shape}, but features {dimension} dimensions")
+            raise ValueError(f"its axes have shape {axes.shape}, but the features have {dimension} dimensions")
         grids = []
         for number in range(2):
             rotation, low = arrays[f"rotation{number}"], arrays[f"low{number}"]
@@ -169,7 +170,10 @@ class Bounds:
 
 
 def defect_of(axes: NDArray[np.float32]) -> float:
-    """Returns an upper bound of the relative amount by which (d, D) axes and a rotation lengthen a squared distance."""
+    """Returns an upper bound of the relative amount by which a projection lengthens a squared distance.
+
+    The projection multiplies features by the (d, D) axes, then by the rotation of a grid.
+    """
     exact = axes.astype(np.float64)
     gram = exact @ exact.T
     gram[np.diag_indices(len(gram))] -= 1

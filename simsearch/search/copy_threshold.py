@@ -60,8 +60,8 @@ _METHOD = 2
 class Threshold:
     """The limit up to which two pictures count as near-identical.
 
-    distance: the largest distance of a near-identical pair whose pixels are not compared.
-    reach: pairs up to this distance are compared by their pixels, which then decide; 0 to compare no pixels.
+    distance: a pair at most this far apart is near-identical, if its pixels are not compared.
+    reach: if a pair is at most this far apart, its pixels are compared, and they decide; 0 to compare no pixels.
     copies: the fraction of changed copies that are found, by the name of the change (see `perturb.COPIES`).
     """
 
@@ -85,9 +85,10 @@ def copy_threshold(
 ) -> Threshold:
     """Measures how far slightly changed copies of an index's own pictures are from their originals.
 
-    Returns a threshold with the distance that 90 % of the copies by the FAITHFUL changes do not exceed; FARTHEST limits
-    this distance. If no picture can be read or the model's weights are missing, the distance is that of the search
-    option `dedup`: NEAR_IDENTICAL times the median distance of random pairs.
+    Returns a threshold. 90 % of the copies made by the changes in FAITHFUL are within its distance, unless FARTHEST
+    makes the distance smaller. Its reach is a little larger (BEYOND). If no picture can be read or the model's weights
+    are missing, the reach is 0, and the distance is NEAR_IDENTICAL times the median distance of random pairs, as in the
+    search option `dedup`.
     seed: chooses the pictures.
     progress: called with the number of pictures done and the number of all pictures; not called for a cached result.
     largest: the largest number of pixels of a picture to copy; None for no limit. One picture is in memory at a time.

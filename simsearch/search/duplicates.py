@@ -40,9 +40,10 @@ CHECKED, CHECKED_NEIGHBOURS = 256, 8
 class Member:
     """An item of a group of near-identical items.
 
-    distance: from the group's first item, which is the item to keep or, without a rule, the item with the lowest id.
+    distance: from the group's first item. A rule (`Keep`) may choose that item; otherwise it has the lowest id.
     own: False for an item of the other index, if two indexes are compared.
-    is_copy: True for a copy of the first item, False if only other members link the two, None if not compared.
+    is_copy: True for a copy of the first item; False for a picture linked to it only through other members; None if the
+    pixels were not compared.
     """
 
     item: Item
@@ -88,11 +89,11 @@ def duplicate_groups(
 
     Returns the groups of two or more members, the largest first. The members of a group are sorted by id, but `keep`
     chooses the first. Each member is a different file, so all members but one can be deleted without losing a picture.
-    A file with several names (links, a folder indexed by two roots or also by a manifest) is one member, if possible
-    under a name that is not a link. Files that are gone or have changed are left out, unless all files of a group are
-    gone (an unmounted disk).
-    max_distance: items at most this far apart are linked. If it is a `Threshold` with a reach, items within the reach
-    are linked if their pixels agree, and if one of them is among the `near_rows.NEAREST` nearest of the other. If a
+    A file that has several items (through links or overlapping sources) is one member, if possible under a name that is
+    not a link. Files that are gone or have changed are left out, unless all files of a group are gone (an unmounted
+    disk).
+    max_distance: items at most this far apart are linked. With a `Threshold` whose reach is above 0, items within the
+    reach are linked if their pixels agree and one of them is among the `near_rows.NEAREST` nearest of the other. If a
     picture cannot be read, the threshold's distance decides.
     progress: called with the number of items compared so far and the number of all items.
     exact: True to compare all pairs; False to accept missed links among more than `near_rows.EXACT` different items.
@@ -145,11 +146,10 @@ def _from_first(
     look: Judge | None = None,
     places: NDArray[np.int64] | None = None,
 ) -> list[Member]:
-    """Returns the members with their distances from the member at place `first`, which is moved to the front.
+    """Returns the members with the member at place `first` at the front, and with their distances from it.
 
-    features: (n, D), of the members.
-    look: compares pixels to find the copies of the first member; None to set no `is_copy`.
-    places: (n,) the numbers by which `look` knows the members.
+    features: (n, D), of the members. places: (n,), the number that stands for each member in a call of `look`.
+    look: compares pixels to set `is_copy`; None to compare no pixels.
     """
     near = features.astype(np.float64)
     distances = np.linalg.norm(near - near[first], axis=1)
@@ -163,7 +163,7 @@ def _from_first(
 
 
 def _same_or_copies(distances: NDArray[np.float64], look: Judge, pairs: NDArray[np.int64]) -> list[bool | None]:
-    """Returns True for each pair whose features are equal, or whose pictures `look` finds to be copies."""
+    """Returns True for each pair that has distance 0 or that `look` accepts. pairs: (n, 2) places, as for `look`."""
     copies = distances == 0
     differ = np.flatnonzero(~copies)
     for start in range(0, len(differ), JUDGED):

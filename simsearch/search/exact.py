@@ -331,10 +331,10 @@ def _best(
 def _nearer(
     squared: NDArray[np.float32], rows: NDArray[np.int64], limits: NDArray[np.float32] | None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Returns each query's distances below its limit, and their rows; inf and -1 fill the shorter lists.
+    """Returns each query's distances below its limit, and their rows: two arrays (nq, m).
 
-    Both arrays are (nq, m). In most blocks, few distances are below the limit and m is small, so this is faster than
-    selecting the smallest distances of all.
+    m is the largest number of such distances for one query. Other queries have inf and -1 in the places left over. In
+    most blocks of rows m is small, so this is faster than a selection of the smallest among all distances.
     squared: (nq, n) distances. rows: (n,) the row of each column.
     limits: (nq, 1); None to return all distances.
     """

@@ -27,11 +27,11 @@ def blend(
 ) -> NDArray[np.float32]:
     """Returns a (D,) query moved towards the examples `plus` and away from the examples `minus` (Rocchio 1971).
 
-    First takes the weighted mean of the query, with weight 1, and `plus`. Then moves this mean away from the weighted
-    mean of `minus`, by half of their difference times the average weight of `minus`.
+    p is the weighted mean of `plus` and the query, which has weight 1; m is the weighted mean of `minus`, and w is the
+    average of its weights. The result is p + w / 2 * (p - m); without `minus`, it is p. If neither p nor m has negative
+    values, as with ReLU activations, negative values of the result are set to 0.
     plus, minus: (n, D).
     plus_weights, minus_weights: a weight for each example; by default 1.
-    If neither mean has negative values, as with ReLU activations, negative values of the result are set to 0.
     """
     wanted: NDArray[np.float32] = np.concatenate([query[None], plus])
     factors = np.array([1.0, *(plus_weights or [1.0] * len(plus))], np.float32)

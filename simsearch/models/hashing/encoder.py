@@ -83,25 +83,25 @@ class HashEncoder:
     def from_bytes(cls, data: bytes, path: Path) -> HashEncoder:
         """Returns the encoder from the content of a file that `to_bytes` made.
 
-        path: of the file, for error messages. Raises WeightsError if the data cannot be used.
+        path: the path of the file, which error messages name. Raises WeightsError if the data cannot be used.
         """
         try:
             header = parse_header(data)
             facts = outside_json.parse(header.values()["__metadata__"]["simsearch codes"])
             if facts["format"] != FORMAT:
-                raise ValueError(f"their format is {facts['format']!r}, this version reads {FORMAT}")
+                raise ValueError(f"its format is {facts['format']!r}, this version reads {FORMAT}")
             tensors = safetensors.numpy.load(data)
             mean = tensors["mean"]
             weights = tuple(tensors[f"{n}.weight"] for n in range(facts["layers"]))
             biases = tuple(tensors[f"{n}.bias"] for n in range(facts["layers"]))
             if any(array.dtype != np.float32 for array in tensors.values()):
-                raise ValueError("their numbers are not float32")
+                raise ValueError("its numbers are not float32")
             sizes = [len(mean), *(len(b) for b in biases)]
             if [w.shape for w in weights] != list(itertools.pairwise(sizes)) or not weights or sizes[-1] % 8:
-                raise ValueError("their layers do not fit together")
+                raise ValueError("its layers do not fit together")
             return cls(mean, float(facts["scale"]), weights, biases, facts["training"])
         except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-            raise WeightsError(f"the codes {path} cannot be used: {error}") from error
+            raise WeightsError(f"the encoder {path} cannot be used: {error}") from error
 
 
 def logistic(x: NDArray[Any]) -> NDArray[Any]:

@@ -9,9 +9,10 @@ At S = 224 with 1000 classes (`count` computes these numbers from the layers, an
 
 - 60,965,224 parameters ("60 million").
 - 659,272 neurons ("650,000"): the outputs of the five convolutions and three linear layers. The paper's own list in
-  section 3.5 gives 253,440 for the first layer, where 55 x 55 x 96 = 290,400.
-- 724,406,816 connections, one for each weight at each output position, without biases; 670,279,808 without those that
-  fall on zero padding. The "630 million" in the authors' lecture is near to both numbers, but equals neither.
+  section 3.5 gives 253,440 for the first layer; but its size, 55 x 55 x 96, makes 290,400.
+- 724,406,816 connections: one for each weight at each output position. Biases are not counted. 670,279,808 of the
+  connections read a real input; the others read zero padding. The "630 million" in the authors' lecture is near to both
+  numbers, but equals neither.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ def local_response_norm(x: Tensor, n: int = 5, k: float = 2.0, alpha: float = 1e
     """Divides each activation by (k + alpha * s) ** beta, where s is the sum of squares in `n` adjacent channels.
 
     This is the formula of section 3.3. In `torch.nn.LocalResponseNorm`, alpha multiplies the mean instead of the sum.
-    x: (B, C, H, W) floating point; the result has the same shape and dtype. The sum is computed from shifted slices,
-    where PyTorch uses three-dimensional average pooling. For beta = 3/4, the power is computed by two square roots.
+    x: (B, C, H, W) floating point; the result has the same shape and dtype.
+    The squares are summed over shifted slices of the channels; PyTorch uses three-dimensional average pooling instead.
+    For beta = 3/4, the power is computed by two square roots.
     """
     if x.dtype == torch.float16:  # squares would soon overflow
         return local_response_norm(x.float(), n, k, alpha, beta).half()
@@ -59,7 +61,8 @@ class LocalResponseNorm(nn.Module):
 class AlexNet(Network):
     """The network of figure 2: five convolutions, three linear layers, split in two halves as on the paper's two GPUs.
 
-    Input: (B, 3, S, S) float, RGB, normalised as the model's recipe says. Output: (B, C) logits.
+    Input: (B, 3, S, S) float, RGB, normalised by the mean and std of the model's `Preprocessing`.
+    Output: (B, C) logits.
     """
 
     def __init__(self, config: AlexNetConfig | None = None) -> None:

@@ -18,7 +18,10 @@ class Network(nn.Module):
     classifier: nn.Module
 
     def features(self, x: Tensor) -> Tensor:
-        """Returns the features (B, D) of images x: (B, 3, S, S) float, normalised as the model's recipe says."""
+        """Returns the features (B, D) of images x.
+
+        x: (B, 3, S, S) float, normalised by the mean and std of the model's `Preprocessing`.
+        """
         raise NotImplementedError
 
     def activations(self, x: Tensor) -> dict[str, Tensor]:

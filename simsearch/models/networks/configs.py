@@ -57,7 +57,11 @@ class AlexNetConfig:
 
 @dataclass(frozen=True)
 class LeNet5Config:
-    """The configuration of `lenet5.LeNet5`. For ten classes the output codes are images of digits, otherwise random."""
+    """The configuration of `lenet5.LeNet5`.
+
+    The last layer compares the features of an image with a code for each class. For ten classes, the codes are drawings
+    of the digits. For any other number of classes, they are random.
+    """
 
     num_classes: int = 10
     image_size: int = 32
@@ -73,7 +77,8 @@ class LeNet5Config:
 class ConvNet4Config:
     """The configuration of `convnet4.ConvNet4`.
 
-    activation: "relu" or "tanh", which figure 1 of the AlexNet paper compares. channels: of the three convolutions.
+    activation: "relu" or "tanh", which figure 1 of the AlexNet paper compares.
+    channels: the number of output channels of each of the three convolutions.
     """
 
     num_classes: int = 10

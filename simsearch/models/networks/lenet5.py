@@ -130,9 +130,10 @@ class LeNet5(Network):
         return hidden
 
     def loss(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Returns the loss of equation 9: the mean of y_label + log(e^-j + sum_i e^-y_i) with y = -logits, a scalar.
+        """Returns the loss of equation 9, a scalar: the mean over the images of y[label] + log(e^-j + sum_i e^-y[i]).
 
-        logits: (B, C). labels: (B,) int64. smoothing: the amount of label smoothing, from 0 to 1. j: see `RUBBISH`.
+        y is the image's row of -logits, i runs over the classes, and j is `RUBBISH`.
+        logits: (B, C). labels: (B,) int64. smoothing: the amount of label smoothing, from 0 to 1.
         """
         rubbish = torch.full_like(logits[:, :1], -RUBBISH)
         total = torch.logsumexp(torch.cat([logits, rubbish], 1), 1)

@@ -1,4 +1,8 @@
-"""A model whose network is an ONNX graph that simsearch did not build itself: exported from torch, or a user's file."""
+"""A model whose network is an ONNX graph that simsearch did not build itself: exported from torch, or a user's file.
+
+Letters: B images in a batch, S side of the network's input, D dimension of the features; C, H, W channels, height and
+width of maps.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +28,9 @@ class GraphInput:
     """The form in which a graph takes images.
 
     name: the name of the graph's input.
-    dtype: of the input's elements. With uint8 the graph takes pixels as they are; with other types, normalised pixels.
-    channels_last: True for (B, S, S, 3), False for (B, 3, S, S).
+    dtype: the type of the input's elements. An input of uint8 takes pixels as they are. An input of any other type
+    takes normalised pixels.
+    channels_last: True if the input's shape is (B, S, S, 3), False if it is (B, 3, S, S).
     reverse: True for channels in the order blue, green, red.
     batch: the number of images that the graph takes at once; None if it takes any number.
     """
@@ -37,7 +42,10 @@ class GraphInput:
     batch: int | None = None
 
     def prepare(self, pixels: NDArray[np.uint8], recipe: Preprocessing) -> NDArray[Any]:
-        """Converts pixels (B, S, S, 3) uint8 RGB into the input of the graph. recipe: has the normalisation."""
+        """Converts pixels (B, S, S, 3) uint8 RGB into the input of the graph.
+
+        recipe: the preprocessing, whose mean and std normalise the pixels unless the graph takes uint8.
+        """
         x: NDArray[Any] = pixels
         if self.dtype != np.uint8:
             x = pixels.astype(np.float32)
@@ -54,8 +62,8 @@ class GraphModel:
     name, weights_sha256, recipe: as in `Model`.
     graph: the path of the ONNX file. session: an `onnxruntime.InferenceSession` of it.
     taken: the form in which the graph takes images.
-    output: the name of the graph's output that has the features: (B, D), or maps (B, C, H, W), which are averaged over
-    H and W.
+    output: the name of the graph's output that has the features. Its shape is (B, D) or, for maps, (B, C, H, W). Maps
+    are averaged over H and W.
     few: True if the session was opened for a few images only (see `open_session`).
     dimension: D, the number of features of an image; if None, it is found by computing one image.
     """
@@ -95,7 +103,7 @@ class GraphModel:
         step = self.taken.batch or len(pixels)
         rows = np.concatenate([self._run(pixels[start : start + step]) for start in range(0, len(pixels), step)])
         if rows.shape != (len(pixels), self.dimension):
-            raise WeightsError(f"{self.name} gives {rows.shape} for {len(pixels)} images of {self.dimension} features")
+            raise WeightsError(f"{self.name}: the features are {rows.shape}, not ({len(pixels)}, {self.dimension})")
         return rows
 
     def _run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

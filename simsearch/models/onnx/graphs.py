@@ -104,7 +104,8 @@ class Graph:
     def model(self, side: int, outputs: dict[str, int | tuple[int, ...]]) -> bytes:
         """Returns the finished graph as the content of an ONNX file (a ModelProto).
 
-        side: of the input, in pixels. outputs: for each output, by name, its width or its shape without the batch.
+        side: width and height of the input, in pixels.
+        outputs: the shape of each output without the batch, by the output's name; for a vector, only its length.
         """
         graph = b"".join(message_field(1, node) for node in self.nodes) + text_field(2, self.name)
         graph += b"".join(message_field(5, tensor) for tensor in self.initializers)
@@ -171,7 +172,10 @@ def classifier(graph: Graph) -> None:
 
 
 def alexnet_outputs(config: AlexNetConfig) -> dict[str, int | tuple[int, ...]]:
-    """Returns the width or the shape (without the batch) of each of AlexNet's outputs, by name."""
+    """Returns the shape of each of AlexNet's outputs without the batch, by the output's name.
+
+    For a vector, only the length is given.
+    """
     maps = (config.channels[4], config.map_side, config.map_side)
     return {"features": config.hidden, "logits": config.num_classes, "conv5": maps, "fc6": config.hidden}
 

@@ -168,7 +168,7 @@ def _steps_of(rows: Floats) -> Floats:
 
 
 def arrays(tensors: Mapping[str, Floats], quantized: QuantizedNetwork) -> dict[str, NDArray[Any]]:
-    """Returns the tensors to which the graph returned by `alexnet` refers, by name.
+    """Returns the tensors, by name, that the weights file of the quantized network must have (see `alexnet`).
 
     The weights of quantized linear layers are transposed to (I, O).
     """
@@ -255,7 +255,10 @@ class _GraphBuilder:
         self.graph.add("DequantizeLinear", step, zeros, output=output, axis=1)
 
     def convolution(self, name: str, kernel: int, padding: int) -> None:
-        """Adds a convolution with 8-bit input and output. The output cannot be negative, so it needs no ReLU."""
+        """Adds a convolution with 8-bit input and output.
+
+        It needs no ReLU: the output is unsigned, so negative results become 0.
+        """
         _, grouped, writes = _LAYERS[name]
         assert writes is not None
         bias = self.graph.constant(f"{name}.bias", self._layers[name].bias)
@@ -279,8 +282,9 @@ class _GraphBuilder:
     def _operands(self, name: str) -> tuple[str, ...]:
         """Returns the names of a layer's operands.
 
-        They are the input's step and zero point, the weights, and the weights' steps and zero points. The
-        weights' steps include the division by the factors of the point that the layer writes.
+        They are the input's step and zero point, the weights, and the weights' steps and zero points. If the output
+        is quantized too, the weights' steps are divided by the factors of the output's channels. With such steps, the
+        layer itself divides its output by the factors.
         """
         reads, _, writes = _LAYERS[name]
         scale = self._layers[name].step

@@ -79,12 +79,12 @@ def calibrate(
     if the file cannot be calibrated or has ranges already, or if there are fewer than `MIN_IMAGES` images.
     """
     if file in registry.BUILTIN:
-        raise UsageError(f"{file} comes with its ranges", hint="-m FILE.safetensors")
+        raise UsageError(f"{file} is a built-in model, which comes with its ranges", hint="-m FILE.safetensors")
     found = registry.find_weights(file)
     if found.card.architecture != "alexnet":
-        raise UsageError(f"{file} is of architecture {found.card.architecture}; int8 runs AlexNet alone")
+        raise UsageError(f"{file} is of architecture {found.card.architecture}; only alexnet can run in int8")
     if found.card.ranges:
-        raise UsageError(f"{file} has its ranges already", hint="indexes made with them would not match other ranges")
+        raise UsageError(f"{file} has ranges already", hint="indexes made with these ranges would not match new ranges")
     return calibrate_file(found.path, load_pixels(found.card.recipe, sources, progress))
 
 

@@ -42,8 +42,9 @@ def is_file(name: str) -> bool:
 def calibrate(
     name: str, sources: Sequence[str], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[Agreement, Path]:
-    """Writes an 8-bit copy of a network if its features agree, and returns the agreement and the path of the copy.
+    """Writes an 8-bit copy of a network, if the features of the copy agree with those of the network.
 
+    Returns the agreement, and the path of the copy.
     name: `torchvision/<name>` or the path of an .onnx file. The copy is called `<name>-int8.onnx`. It is written to the
     current folder for a network of torchvision, otherwise to the folder of the file.
     sources, progress: as for `int8_calibration.calibrate`.
@@ -57,10 +58,10 @@ def calibrate(
     path = Path(name).expanduser().absolute()
     output = (path.parent if is_file(name) else Path.cwd()) / f"{path.name.removesuffix(ONNX)}-int8.onnx"
     if output.exists():
-        raise UsageError(f"{output} exists already", hint="indexes made with it would not match another one")
+        raise UsageError(f"{output} exists already", hint="indexes made with this file would not match a new file")
     model = load.load_model(name, "cpu")
     if not isinstance(model, GraphModel):
-        raise UsageError(f"{name} runs in {model.engine}, and int8 only in ONNX Runtime")
+        raise UsageError(f"{name} runs in {model.engine}, but an 8-bit copy needs ONNX Runtime")
     pixels = int8_calibration.load_pixels(model.recipe, sources, progress)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".int8-") as folder:
         graph = Path(folder) / output.name
@@ -114,7 +115,10 @@ def _quantize(model: GraphModel, graph: Path, pixels: NDArray[np.uint8]) -> None
 
 
 def _settings(model: GraphModel, name: str) -> dict[str, Any]:
-    """Returns the content of the .json file of the 8-bit copy, which describes the preprocessing."""
+    """Returns the content of the .json file of the 8-bit copy, which describes the preprocessing.
+
+    model: the network to copy. name: its name, as for `calibrate`.
+    """
     if is_file(name):
         settings: dict[str, Any] = json.loads(Path(name).expanduser().with_suffix(".json").read_text())
         return settings

@@ -85,7 +85,7 @@ def find_onnx(name: str) -> OnnxFile:
     path = Path(name).expanduser().resolve()
     try:
         if path.stat().st_size > LARGEST_BYTES:
-            raise WeightsError(f"{path} has more than {LARGEST_BYTES >> 20:,} MiB, the largest that is read")
+            raise WeightsError(f"{path} is larger than {LARGEST_BYTES >> 20:,} MiB, the limit for .onnx files")
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise UsageError(f"no weights file at {path}") from error
@@ -222,7 +222,7 @@ def recipe_of(file: OnnxFile, side: int | None, raw: bool) -> Preprocessing:
     if side is not None and crop != side:
         raise WeightsError(f"{place}: crop is {crop}, but the network takes {side} pixels")
     if crop > LARGEST_SIDE:
-        raise WeightsError(f"{file.path} takes images of {crop} pixels; at most {LARGEST_SIDE} are computed")
+        raise WeightsError(f"{file.path} takes images of side {crop}; the largest permitted is {LARGEST_SIDE} pixels")
     if raw and (settings.mean or settings.std or settings.scale):
         raise WeightsError(f"{place} has mean, std or scale, but the network takes pixels as they are (uint8)")
     order = slice(None, None, -1 if settings.colour == "BGR" else 1)

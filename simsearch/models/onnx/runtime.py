@@ -53,7 +53,7 @@ With them, pooling layers run in 8 bits and take longer than the convolutions.
 def choose_device(device: str, few: bool = False) -> str:
     """Returns the device to compute on: "cpu", "cuda" or "cuda:N".
 
-    device: one of these, which is checked, or "auto" for a GPU if there is one and `few` is False, else the CPU.
+    device: one of these, or "auto". "auto" chooses a GPU if there is one and `few` is False, otherwise the CPU.
     few: True if only a few images will be computed.
     Raises DeviceError if the device does not exist. torch is imported only if a GPU was requested or a GPU's driver is
     present.
@@ -91,7 +91,7 @@ class WeightsBackedModel:
         self.dimension = config.dimension
         self.layers = LAYERS.get(weights.card.architecture, ("features",))
         if self.recipe.crop != config.image_size:
-            raise WeightsError(f"the recipe cuts {self.recipe.crop} pixels but the network takes {config.image_size}")
+            raise WeightsError(f"the recipe crops to {self.recipe.crop} pixels, the network takes {config.image_size}")
 
     def check_outputs(self, names: Sequence[str]) -> None:
         """Raises UsageError if the network cannot output one of the layers in `names`."""
@@ -108,8 +108,9 @@ class OnnxModel(WeightsBackedModel):
     memory. Thread-safe.
 
     few: True to start faster, without rearranging the weights, but compute more slowly.
-    threads: True if several threads (`lanes`) will call the model at once; each then uses a part of the cores. The
-    features are the same to the last bit.
+    threads: True if several threads will call the model at once; each then uses a part of the cores. This does not
+    change the features, not even in the last bit.
+    lanes: the number of threads that should call the model at once; 1 if `threads` is False.
     precision: "float32" or "int8". folder: where to store the decompressed weights instead of in the cache.
     Raises UsageError if the weights have no ranges for int8, and WeightsError if they cannot be used.
     """

@@ -31,7 +31,7 @@ _recording = threading.Lock()  # torch allows one recording at a time per proces
 
 
 class _Recorded(NamedTuple):
-    """A recording of a step.
+    """A recording of a step, a function that computes a tensor from a tensor.
 
     x, y: the input and the output, two tensors that stay at their place in the GPU's memory. replay: computes y from x.
     """
@@ -79,7 +79,7 @@ class CudaGraphCache:
     def run(self, function: Hashable, step: Step, x: torch.Tensor, device: torch.device) -> torch.Tensor:
         """Returns `step(x)`, by replaying a recording if there is one. The result is valid until the next call.
 
-        function: a key that tells `step` from other steps with the same shape of input.
+        step: the function to compute. function: a key for it; steps with the same key do the same computation.
         x: in the memory of the host or of the GPU. device: the GPU.
         """
         key = (function, x.shape, x.dtype)

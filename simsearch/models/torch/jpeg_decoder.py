@@ -78,8 +78,8 @@ class GpuJpeg(NamedTuple):
 def header(data: bytes) -> Header | None:
     """Reads the header of a JPEG if all decoders read the file in the same way; otherwise returns None.
 
-    Accepted files are complete, of 8 bits, in sRGB, and grey or in YCbCr. Files in RGB or CMYK and files that contain a
-    second image are not accepted.
+    An accepted file is complete and has 8 bits per channel. It stores grey levels or YCbCr, and its colours are those
+    of sRGB. Files in RGB or CMYK and files that contain a second image are not accepted.
     """
     if len(data) > MAX_BYTES or not data.startswith(b"\xff\xd8\xff") or b"\xff\xd9" not in data[-16:]:
         return None
@@ -101,8 +101,8 @@ def scaled_centre(picture: torch.Tensor, recipe: Preprocessing, orientation: int
     """Scales and crops an image as `Preprocessing.pixels` does, up to rounding: (3, H, W) uint8 -> (S, S, 3) uint8.
 
     picture: as stored, not yet upright. orientation: its EXIF orientation, 1 to 8.
-    To reduce an image by twice `MAX_REDUCTION` or more, squares of pixels are averaged first, because the filters for
-    one step would be too large for a GPU.
+    An image that shrinks by a factor of twice `MAX_REDUCTION` or more is reduced in two steps, since the filters for
+    a single step would be too large for a GPU. The first step averages squares of pixels.
     """
     import torch.nn.functional as F
 
@@ -133,7 +133,7 @@ class JpegDecoder:
     """Decodes JPEGs on one device, and scales and crops them to the size of a network's input. Thread-safe.
 
     decode: a function from files (1-d uint8 tensors) to images, (3, H, W) uint8 on the device.
-    stream: a function that returns the context in which a thread uses the device.
+    stream: a function that returns a context manager. A thread uses the device only inside this context.
     library: the name of the library that decodes.
     """
 

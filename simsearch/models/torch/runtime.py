@@ -115,7 +115,8 @@ class TorchRunner:
     On a GPU there are two streams, each used by one thread at a time, so that one can upload pixels while the other
     computes. If a batch does not fit into the GPU's memory, it and all later batches are divided into smaller batches.
 
-    recipe: the preprocessing, for the normalisation. lanes: the number of threads that should compute at once.
+    recipe: the preprocessing, whose mean and std normalise pixels.
+    lanes: the number of threads that should compute at once: 2 on a GPU, one for each stream, and 1 on the CPU.
     max_batch: the largest number of images in a batch; None as long as every batch has fitted into the memory.
     """
 
