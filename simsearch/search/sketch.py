@@ -327,7 +327,7 @@ class Sketch:
 
 
 def _expected(near: NDArray[np.float32], limit: float) -> int:
-    """Estimates the number of rows within the squared distance `limit`, and adds a margin of a quarter of it.
+    """Estimates the number of rows within the squared distance `limit`, and adds a quarter of this number as a margin.
 
     Assumes that the number of rows within a distance grows like a power of it. Returns 0 if no estimate is possible.
     near: (n,) the squared distances of the nearest rows.
