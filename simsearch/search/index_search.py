@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 class IndexSearch:
     """Searches an open index; each search uses one snapshot of the index. Safe for many threads.
 
-    snapshots: returns the snapshots of `index`.
+    index: the open index.
+    snapshots: provides the snapshots of the index.
     model: the model of the index.
     recipe: the preprocessing of pictures for the model.
     """
@@ -56,7 +57,11 @@ class IndexSearch:
     def by_vectors(
         self, vectors: NDArray[np.float32], k: int, without: Sequence[Sequence[int]], options: SearchOptions
     ) -> list[Matches]:
-        """Returns the k matches of each vector; see `Engine.search_by_vectors`."""
+        """Returns the k matches of each query; see `Engine.search_by_vectors`.
+
+        vectors: (n, D), or (n, v, D) for n queries with v vectors each.
+        without: for each query, the ids of items that must not be matches; empty if all items may be matches.
+        """
         check_names(options, by_vector=True)
         variants = as_variants(vectors, self.index.meta.dimension)
         if len(without) not in {0, len(variants)}:
@@ -74,7 +79,10 @@ class IndexSearch:
             return self._searcher(reader).neighbours(queries, k, where, exact)
 
     def stored_features(self, key: int | bytes) -> NDArray[np.float32] | None:
-        """Returns the features that the index has of an item or file, or None; see `Engine.stored_features`."""
+        """Returns the stored (D,) features of an item; None for an unknown SHA-256. See `Engine.stored_features`.
+
+        key: the item's id, or the SHA-256 of its file.
+        """
         with self.index.reading() as reader:
             row = reader.row_of(key) if isinstance(key, bytes) else reader.item(key).row
             return None if row is None else reader.shards.read(np.array([row]))[0].astype(np.float32)
@@ -83,7 +91,10 @@ class IndexSearch:
     def query_resolver(
         self, *, serving: bool = False, max_pixels: int = decode.LARGEST_PIXELS, budget: MemoryBudget | None = None
     ) -> Iterator[QueryResolver]:
-        """Opens a `QueryResolver`, which turns queries into vectors, on one snapshot; see `Engine.query_resolver`."""
+        """Yields a `QueryResolver`, which turns queries into vectors, for one snapshot of the index.
+
+        The arguments are explained at `Engine.query_resolver`.
+        """
         with contextlib.ExitStack() as stack:
 
             def read() -> tuple[ItemReader, Mapping[int, Source]]:

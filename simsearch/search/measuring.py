@@ -34,8 +34,9 @@ class Benchmark:
 
     flat: the exact search.
     rows: (n,) the rows to search in.
-    queries: (nq, D).
-    truth: (nq,) the distance between each query and its K-th true neighbour.
+    queries: (nq, D) the vectors to search for.
+    truth: (nq,) the distance from each query to its K-th nearest row among `rows`. `ann.K` is the number of neighbours
+    for which the recall is measured.
     """
 
     flat: FlatIndex
@@ -50,7 +51,10 @@ class Benchmark:
         return cls(flat, rows, queries, np.array([each.distances[K - 1] for each in found]))
 
     def recalls(self, found: list[Neighbours], part: slice) -> NDArray[np.float64]:
-        """Returns the recall of each query, as `ann.recalls` does. part: the queries whose results are `found`."""
+        """Returns the recall of each query in `queries[part]`, as defined by `ann.recalls`.
+
+        found: the results of these queries, in the same order.
+        """
         return ann.recalls(found, self.truth[part])
 
 
@@ -59,8 +63,8 @@ def hold_out(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float16]]:
     """Splits the rows at random into rows for queries and rows to search in.
 
-    Returns the (nq,) rows for queries in random order, the (n,) rows to search in, ascending, and (s, D) features to
-    learn from. These features are of a sample of the rows to search in.
+    Returns the (nq,) rows for queries in random order, the (n,) rows to search in, ascending, and the (s, D) features
+    of a sample of the rows to search in. A projection or an encoder can be learned from the sample.
     """
     random = np.random.default_rng(0)
     shuffled = random.permutation(rows)

@@ -1,4 +1,11 @@
-"""Compares the narrow codes of a sketch (see `sketch`): lists the nearest codes, or computes all distances.
+"""Compares a query's narrow code with the narrow codes of all rows.
+
+A narrow code is a short form of the features of a row (see `sketch`). `NarrowCodes.nearest` lists the rows with the
+nearest codes. `NarrowCodes.table` computes the distances to the codes of all rows. Both can be limited to some rows,
+the permitted rows.
+
+The rows are divided into c stripes. The first stripe has the rows 0, c, 2c and so on, the second the rows 1, c + 1,
+2c + 1 and so on.
 
 All squared distances of narrow codes are whole numbers below 2^24, which float32 holds exactly.
 
@@ -34,11 +41,12 @@ STRIPE = 32_768
 
 
 class Listed(NamedTuple):
-    """The rows of a stripe whose codes are nearest to a query's code.
+    """The permitted rows of one stripe whose codes are nearest to a query's code.
 
     rows: (m,).
-    near: (m,) the squared distances of their codes, ascending.
-    edge: a lower bound of the squared distances of the stripe's other permitted rows; inf if there are no others.
+    near: (m,) the squared distances between their codes and the query's code, ascending.
+    edge: the code of any other permitted row of the stripe has at least this squared distance; inf if there is no
+    other.
     """
 
     rows: NDArray[np.int64]
@@ -49,11 +57,10 @@ class Listed(NamedTuple):
 class NarrowCodes:
     """The (n, w) uint8 codes of n rows. Safe for many threads.
 
-    The codes are divided into c stripes: each stripe has every c-th row, so that all stripes have about the same number
-    of rows near a query. There is at least one stripe for each thread. Stripes are short, since FAISS is slow to list
-    many rows of a long stripe.
-    fewest: the smallest number of rows for each thread.
-    threads: the number of threads that search for one query.
+    Since a stripe has every c-th row, all stripes have about the same number of rows near a query. There is at least
+    one stripe for each thread. Stripes are short, since FAISS is slow to list many rows of a long stripe.
+    fewest: another thread is used only if each thread then has at least this number of rows.
+    threads: the number of threads that can share the search for one query.
     """
 
     def __init__(self, codes: NDArray[np.uint8], fewest: int) -> None:

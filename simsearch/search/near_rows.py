@@ -3,8 +3,8 @@
 The features are projected on their principal components, which never lengthens a distance. So two rows whose
 projections are farther apart than the threshold need no comparison. The rows are sorted by their first component, and
 each row is compared only with rows whose first component differs by less than the threshold. The remaining pairs are
-measured in float64. This finds the same links as measuring all pairs, but the time grows with the square of the number
-of rows.
+measured in float64. This finds the same links as measuring all pairs. It is faster, but the time still grows with the
+square of the number of rows.
 
 If there are more than EXACT different rows, some links may be missed. FAISS then divides the rows into inverted lists,
 and each row is compared only with its nearest rows in the lists nearest to it. The time grows with the power 1.5 of the
@@ -92,12 +92,13 @@ def linked(
 ) -> NDArray[np.int64]:
     """Groups rows that are linked directly or through other rows of the group; identical rows are always linked.
 
-    Returns, for each of (n,) rows, the lowest place in its group, (n,). Rows of the same group have the same number.
+    Returns (n,) numbers, one for each row. Rows of the same group have the same number: the lowest place of a
+    row of the group.
     reach: pairs up to this distance are linked, if the judge agrees.
     progress: called with the number of rows compared so far and the number of different rows.
     exact: True to compare all pairs even if there are more than EXACT different rows.
     judge: decides which pairs within `reach` are linked, nearest pairs first; None to link all. It is asked only about
-    pairs of a row and one of its NEAREST nearest rows, by the distances between projections.
+    pairs in which one row is among the NEAREST rows nearest to the other, by the distances between projections.
     """
     links = _Links(len(rows))
     if len(rows) < 2:
@@ -150,7 +151,8 @@ def _nearest(pairs: NDArray[np.int64], squared: NDArray[np.float32], bound: NDAr
 
     pairs: (n, 2) places, no pair twice.
     squared: (n,) the squared distances of the pairs.
-    bound: for each place, an upper bound of the squared distances of its NEAREST nearest rows. It is lowered in place.
+    bound: for each place, an upper bound of the squared distances of its NEAREST nearest rows. The function overwrites
+    an element if the pairs show that it can be smaller.
     """
     near = squared <= bound[pairs[:, 0]]
     pairs, squared = pairs[near], squared[near]
@@ -222,7 +224,11 @@ def _all_near(
 def _listed_near(
     z: NDArray[np.float32], unique: NDArray[np.int64], farthest: float
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yields near pairs like `_all_near`, but only those of a row with its nearest rows in a few inverted lists."""
+    """Yields near pairs like `_all_near`, but may miss some, since it compares a row only with rows in a few lists.
+
+    The lists are the PROBES inverted lists nearest to the row. In them, the row is paired with up to NEIGHBOURS rows,
+    the nearest ones.
+    """
     d, lists = z.shape[1], int(4 * len(unique) ** 0.5)
     index = faiss.IndexIVFFlat(faiss.IndexFlatL2(d), d, lists, faiss.METRIC_L2, True)
     index.cp.niter = 10

@@ -212,7 +212,7 @@ def _spellings(option: SearchOption) -> list[str]:
 
 
 def check_names(given: Mapping[str, Any], *, by_vector: bool = False) -> None:
-    """Raises UsageError if an option is unknown, or if the value of a flag is text.
+    """Raises UsageError for an unknown option, and for a text as the value of a flag (an option that is True or False).
 
     by_vector: True to treat the options that change the query's vectors as unknown.
     """
@@ -231,7 +231,7 @@ def check_names(given: Mapping[str, Any], *, by_vector: bool = False) -> None:
 def split(given: Mapping[str, Any]) -> tuple[SearchOptions, dict[str, Any]]:
     """Splits options into those of `SearchOptions` and those that change the query's vectors.
 
-    Raises UsageError for an unknown option, or for a flag whose value is text.
+    Raises the errors of `check_names`.
     """
     check_names(given)
     changing = {option.name for option in OPTIONS if option.changes_query}

@@ -46,7 +46,7 @@ class LazySnapshot:
     """One snapshot of an index, opened when it is first needed. Safe for many threads.
 
     Some queries need no snapshot: for example, an uploaded picture is prepared without it.
-    read: opens the snapshot; returns its reader, and the index's sources by number.
+    read: opens the snapshot; returns its reader, and the sources by their numbers (`Item.source`).
     """
 
     def __init__(self, read: Callable[[], tuple[ItemReader, Mapping[int, Source]]]) -> None:
@@ -60,7 +60,7 @@ class LazySnapshot:
 
     @property
     def sources(self) -> Mapping[int, Source]:
-        """The index's sources by number."""
+        """The sources (folders, archives, tables) of the index. The keys are the numbers in `Item.source`."""
         return self._open()[1]
 
     def _open(self) -> tuple[ItemReader, Mapping[int, Source]]:

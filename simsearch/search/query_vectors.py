@@ -134,6 +134,7 @@ class QueryResolver:
     def _examples(self, plus: Any, minus: Any, *, decode_known: bool = True) -> tuple[Any, ...]:
         """Prepares the images in `plus` and `minus`.
 
+        decode_known: False to skip decoding files whose features are in the index.
         Returns the fields `plus`, `minus`, `plus_weights` and `minus_weights` of a `PreparedQuery`.
         """
         wanted, wanted_weights = weighted(as_list(plus))
@@ -189,7 +190,7 @@ class QueryResolver:
         )
 
     def rows_left_out(self, queries: Sequence[PreparedQuery]) -> list[list[int]]:
-        """Returns, for each query, the feature rows of the items that must not be matches."""
+        """Returns, for each query, the row numbers of the items that must not be matches; see `existing_rows`."""
         return [existing_rows(self.reader, query.left_out) for query in queries]
 
     def _known(self, image: PreparedImage) -> NDArray[np.float32] | None:
@@ -204,7 +205,7 @@ class QueryResolver:
             return image.vector
         item = None if image.item is None else self.reader.item(image.item)
         if item is not None and image.digest and item.digest != image.digest:
-            raise OutdatedQueryError("the item has changed since")
+            raise OutdatedQueryError("the item has changed since the query was prepared")
         row = None
         if image.whole:
             row = item.row if item is not None else self.reader.row_of(image.digest) if image.digest else None
@@ -240,7 +241,7 @@ class QueryResolver:
 
 
 def existing_rows(reader: ItemReader, ids: Sequence[int]) -> list[int]:
-    """Returns the feature rows of the items that still exist; skips other ids."""
+    """Returns the numbers of the items' rows in the feature files; skips ids of items that do not exist any more."""
     rows = []
     for number in ids:
         with contextlib.suppress(ItemNotFoundError):

@@ -20,7 +20,10 @@ TINY = 1e-30
 
 
 def relative_rounding(dimension: int) -> float:
-    """Returns a bound of the relative rounding error of squared distances in float32, summed in any order."""
+    """Returns an upper bound of the rounding error of a squared distance in float32, as a fraction of its exact value.
+
+    The bound holds for any order in which the squares are added. dimension: the number of squares, D.
+    """
     return (dimension + 8) * 2.0**-24 / (1 - (dimension + 8) * 2.0**-24)
 
 

@@ -34,8 +34,8 @@ class Near(NamedTuple):
 
     squared: (m,) their squared distances in float32, ascending.
     places: (m,) their places in the buffer.
-    best: the k-th smallest squared distance in float32, of the rows in the buffer and of the `others` given to
-    `RowBuffer.near`; inf if there are fewer than k rows.
+    best: the k-th smallest squared distance in float32. The distances of all rows in the buffer count, and the `others`
+    that were given to `RowBuffer.near`. inf if these are fewer than k distances.
     """
 
     squared: NDArray[np.float32]

@@ -43,7 +43,8 @@ class Searcher:
     snapshot: has the exact search and the sources of the items.
     shards: reads features by row.
     scale: turns distances into similarities.
-    median: the median distance of random pairs, the unit of NEAR_IDENTICAL.
+    median: the median distance of random pairs of items. For the option `dedup`, items that are at most NEAR_IDENTICAL
+    times this distance apart are near-identical.
     structure: an approximate search, used unless a search must be exact; None if all searches are exact.
     """
 
@@ -228,10 +229,10 @@ def checked_k(k: int) -> int:
 def merge(variants: Sequence[Neighbours], left_out: Sequence[int], complete: bool) -> Neighbours:
     """Merges the neighbours of a query's vectors: keeps the smallest distance of each row, drops the rows `left_out`.
 
-    variants: the neighbours of each of the query's vectors.
-    complete: True if each of these lists has all rows. Otherwise, a row may be missing from the list of the vector to
-    which it is nearest, so that its smallest distance is unknown. This is possible only for rows farther away than the
-    last row of some list. Such rows are dropped.
+    variants: for each of the query's vectors, a list of its neighbours, nearest first.
+    complete: True if each list has all rows. Otherwise each list ends at some distance, and rows beyond it are missing
+    from this list. So the smallest distance of a row is certain only if no list ends before this distance. Rows
+    whose smallest distance is uncertain are dropped.
     """
     if len(variants) == 1:
         near = variants[0]

@@ -42,7 +42,7 @@ class Allowance:
 
     budget: memory for decoding; its method `hold` may raise ImageError to refuse a picture.
     largest: the largest number of pixels of a picture.
-    views: the number of views to keep in memory.
+    views: the number of views to keep in memory. A view is a small version of a picture; views are compared.
     """
 
     budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(DECODING_BYTES))
@@ -85,7 +85,10 @@ class SecondLook:
         return copies
 
     def _read(self, places: list[int]) -> dict[int, NDArray[np.uint8]]:
-        """Returns the views of the pictures at the given places, by place; leaves out pictures that cannot be read."""
+        """Returns the small versions (views) of the pictures at the given places, by place.
+
+        Leaves out pictures that cannot be read.
+        """
         missing = [(place, *self._item(place)) for place in places if place not in self._views]
         with ThreadPoolExecutor(available_cores()) as threads:
             read = threads.map(lambda each: self._view(*each[1:]), missing)

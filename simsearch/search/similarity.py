@@ -1,8 +1,9 @@
 """Turns distances into similarities, on a scale that is measured for each index.
 
 A similarity is 1 at distance 0, and 0.5 at the median distance of an item to its nearest neighbour. It is 0 from the
-median distance of two random items on, and linear between these points. So it tells a match that is nearer than
-neighbours usually are from a match that is merely the nearest of many.
+median distance of two random items on, and linear between these points. So a similarity above 0.5 means that a match is
+nearer than the nearest neighbours in this index usually are. A match can be the nearest of all items and still have a
+low similarity.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Then it compares the narrow codes of all rows, and the wide codes of the rows th
 remaining rows are read and measured in float64. The result is the same as that of a scan of all rows, ties included. If
 a search would read too many rows, the caller has to scan all rows instead.
 
-The narrow codes cannot exclude odd rows, which are the few rows that are far outside the grid of the codes.
+Codes are points of a grid (see `bounds`). The few rows far outside the grid are odd: narrow codes cannot exclude them.
 
 Letters: nq queries, k neighbours, n rows of the sketch, D dimension, w bytes of a code.
 """
@@ -63,7 +63,7 @@ Read: TypeAlias = "Callable[[NDArray[np.int64], NDArray[np.float16]], NDArray[np
 class _Task(NamedTuple):
     """The arguments of a search that are the same for all queries. k: the number of neighbours.
 
-    masks: from `NarrowCodes.masks`. most: rows to read at most for a query. threads: threads for a query.
+    masks: from `NarrowCodes.masks`. most, threads: for one query, the most rows to read and the number of threads.
     """
 
     k: int
@@ -103,7 +103,7 @@ class Sketch:
     """The codes of the first n rows of the feature files. Safe for many threads.
 
     narrow, wide: (n, w) uint8, the codes. errors: (n, 2) float32, the errors of both codes of each row, rounded up.
-    wanted: the number of rows to list by their narrow codes in a search for ten neighbours.
+    wanted: a search for ten neighbours first lists this number of rows, those with the nearest narrow codes.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Sketch:
         return [float(share) for share in np.mean(np.array(left), axis=0) / max(1, self.rows)]
 
     def helps(self, k: int, permitted: int) -> bool:
-        """Returns True if a search for the k nearest of this number of permitted rows should use the sketch."""
+        """Returns True if a search for k neighbours should use the sketch. permitted: the number of permitted rows."""
         return permitted >= FEWEST and k * SHARE <= permitted
 
     def search(
@@ -155,7 +155,7 @@ class Sketch:
     ) -> list[Neighbours | None]:
         """Returns the k permitted rows nearest to each of (nq, D) queries; None for a query that needs a scan.
 
-        permitted: the rows that may be returned, at least k rows of the sketch, ascending; None for all.
+        permitted: the rows of the sketch that may be returned, at least k, ascending; None for all. read: see `Read`.
         """
         encoded = self.bounds.encode(queries, query=True)
         each = [_query(vector, encoded, number) for number, vector in enumerate(queries)]
@@ -181,7 +181,7 @@ class Sketch:
         return answers
 
     def _listed(self, k: int) -> int:
-        """Returns the number of rows to list in each stripe by their narrow codes: an equal share, and a margin."""
+        """Returns the number of rows to list first in each stripe: its share of `wanted`, scaled to k, and a margin."""
         share = max(64, self.wanted * -(-k // 10)) // self._narrow.stripes
         return share + 3 * math.isqrt(share) + k
 
@@ -320,16 +320,16 @@ class Sketch:
     def _within(
         self, query: _Query, rows: NDArray[np.int64], wide: NDArray[np.int64], distance: float
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns the rows that may be at most `distance` away by their wide codes, and their values in `wide`."""
+        """Returns the rows that may be at most `distance` away, and their squared distances of wide codes (`wide`)."""
         errors = query.errors[1] + self._errors[rows]
         near = wide <= self.bounds.grids[1].reach(distance, self.bounds.defect, errors)
         return rows[near], wide[near]
 
 
 def _expected(near: NDArray[np.float32], limit: float) -> int:
-    """Estimates the number of rows within the squared distance `limit`, plus a quarter; 0 if no estimate is possible.
+    """Estimates the number of rows within the squared distance `limit`, and adds a quarter of this number as a margin.
 
-    Assumes that the number of rows within a distance grows like a power of the distance.
+    Assumes that the number of rows within a distance grows like a power of it. Returns 0 if no estimate is possible.
     near: (n,) the squared distances of the nearest rows.
     """
     middle, edge = float(np.partition(near, len(near) // 2)[len(near) // 2]), float(near.max())

@@ -1,9 +1,9 @@
 """Reads and writes the files of a sketch, which has short codes of the rows (see `sketch`).
 
 The files are in `derived/<name>/` in the index's folder. Like all derived files, they are sealed with a SHA-256
-(`simsearch.storage.derived`). `bounds.safetensors` has the bounds, which compute codes. `rows.<first>.npy` has the
-codes and errors of up to `PART` rows, from row `first` on. When rows are added, the last of these files is replaced by
-a longer file. `meta.json` has the number of rows, which is written after the files, and a checksum of the encoded
+(`simsearch.storage.derived`). `bounds.safetensors` has the `Bounds`, with which codes are computed. `rows.<first>.npy`
+has the codes and errors of up to `PART` rows, from row `first` on. When rows are added, the last of these files is
+replaced by a longer file. After that, `meta.json` is written, with the number of encoded rows and a checksum of their
 features.
 
 Letters: n rows, D dimension, w bytes of a code.
@@ -46,11 +46,12 @@ class SketchFacts:
     rows: the number of encoded rows.
     blocks: the checksum of the encoded rows, from `identity`.
     widths: the number of bytes of a narrow and of a wide code.
-    wanted: the number of rows to list by their narrow codes in a search for ten neighbours.
+    wanted: a search for ten neighbours first lists this number of rows, those with the nearest narrow codes.
     learned: the number of rows when the bounds were learned.
     measured: the number of rows when `left` was measured.
-    left: two average fractions of the rows: not excluded by the narrow codes, and not excluded by the wide codes.
-    first: the second value of `left` when the bounds were learned.
+    left: two fractions of the rows: those that the narrow codes do not exclude, and those that the wide codes do not
+    exclude either. Both are averages over some searches.
+    first: the second fraction of `left`, as it was measured when the bounds were learned.
     """
 
     folder: str
@@ -130,8 +131,9 @@ def load(index: Folder, facts: SketchFacts, dimension: int) -> Sketch:
 
 
 def _read(folder: Folder, facts: SketchFacts, first: int) -> NDArray[np.uint8]:
-    """Reads the codes and errors in the file that begins with row `first`: (n, w + w + 8) uint8.
+    """Reads the codes and errors in the file that begins with row `first`: (n, a + b + 8) uint8.
 
+    Each row has a narrow code of a bytes, a wide code of b bytes, and the errors of the two codes as float32.
     Leaves out rows that are not recorded in `facts` yet. Raises IndexDamagedError.
     """
     part, count = sealed.read_array(folder, _part(first)), min(PART, facts.rows - first)
@@ -171,7 +173,7 @@ def extended(
 
 
 def _encoded(known: Bounds, features: NDArray[np.float16]) -> NDArray[np.uint8]:
-    """Returns the codes and errors of (n, D) features as they are stored in a file: (n, w + w + 8) uint8."""
+    """Returns the codes and errors of (n, D) features as they are stored in a file; for the form, see `_read`."""
     narrow, wide = known.encode(features)
     errors = np.stack([narrow.errors, wide.errors], 1).astype(np.float32)
     errors = np.nextafter(errors, np.float32(np.inf)).astype("<f4")  # rounded up

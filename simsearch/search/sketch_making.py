@@ -131,8 +131,9 @@ def _made(
 def _learn(flat: FlatIndex, live: NDArray[np.int64]) -> tuple[Bounds | None, int]:
     """Learns bounds from a sample, and chooses the widths of the codes with which a search takes the least time.
 
-    Returns the bounds, and the number of rows to list by their narrow codes for K neighbours. The bounds are None if a
-    scan is as fast, or if no bounds can be learned.
+    Returns the bounds, and the number of rows that a search for K neighbours should first list by their narrow codes
+    (`SketchFacts.wanted`). The bounds are None if a scan of all rows is at least as fast as a search with the codes, or
+    if no bounds can be learned.
     """
     random = np.random.default_rng(0)
     size = min(SAMPLE, max(SAMPLE // 2, len(live) // SMALLER))
@@ -177,8 +178,9 @@ def _shares(
 ) -> NDArray[np.float64]:
     """Returns, for each query, the fraction of rows that the bounds do not exclude.
 
-    rows, queries: the codes of rows and of queries on `grid`.
-    truth: (nq,) the distances of the K-th neighbours.
+    grid: the grid to which the codes are rounded (see `bounds`).
+    rows, queries: the codes of a sample of rows, and of queries.
+    truth: (nq,) the distance from each query to its K-th neighbour.
     """
     left = []
     for code, error, distance in zip(queries.codes, queries.errors, truth, strict=True):

@@ -138,10 +138,10 @@ def exact(seconds: float, proved: bool = False) -> Choice:
 
 
 def _exact_seconds(flat: FlatIndex, entries: NDArray[np.int64], queries: NDArray[np.float32]) -> float:
-    """Returns the seconds that one exact search takes.
+    """Returns the seconds that one exact search takes. entries: (n,) the rows to search in.
 
-    Without a sketch, scans only the first `SCANNED` entries and multiplies the time, since a scan of all entries would
-    map the whole of the feature files into memory.
+    Without a sketch, scans only the first `SCANNED` entries, and estimates the time for all entries in proportion. A
+    scan of all entries would map the whole of the feature files into memory.
     """
     if flat.proved:
         return measuring.time_queries(lambda query: flat.search(query, K, entries), queries)[0]
@@ -183,8 +183,8 @@ def build(
 ) -> AnnIndex:
     """Builds an approximate search over `rows`.
 
-    projected: (n, d or more) the projections of `rows`.
-    covered: the number of rows in the feature files.
+    projected: the projections of the (n,) rows, with at least `setting.dimensions` columns; the others are ignored.
+    covered: the number of all rows in the feature files now. Rows that are added later are searched exactly.
     """
     index = ann.new_faiss_index(setting, len(rows))
     some = np.random.default_rng(1).choice(len(rows), min(4 * measuring.SAMPLE, len(rows)), replace=False)
@@ -204,9 +204,11 @@ def _race(
     recall: float,
     memory: int | None,
 ) -> tuple[list[dict[str, Any]], list[AnnSettings]]:
-    """Measures each kind on a part of the index.
+    """Measures each kind of approximate search on a random part of the rows.
 
-    Returns the results of each kind, and the settings that reach the recall, fastest first.
+    entries: (n,) the rows to search in. projected: (n, d) their projections.
+    Returns the results of each kind, and the settings that reach the recall. The setting that is expected to be the
+    fastest with all rows comes first.
     """
     some = np.sort(np.random.default_rng(2).choice(len(entries), min(RACE, len(entries)), replace=False))
     part = Benchmark.of(flat, entries[some], queries)
@@ -248,7 +250,10 @@ def _race(
 
 
 def _settings(start: AnnSettings) -> Iterator[AnnSettings]:
-    """Yields settings from cheap to expensive; a candidate costs about as much as three units of effort."""
+    """Yields settings that have at least the candidates and the effort of `start`, from cheap to expensive.
+
+    Assumes that one more candidate takes as much time as three more units of effort.
+    """
     pairs = [(c, e) for c in CANDIDATES for e in EFFORTS[start.kind] if c >= start.candidates and e >= start.effort]
     for candidates, effort in sorted(pairs, key=lambda pair: 3 * pair[0] + pair[1]):
         yield replace(start, candidates=candidates, effort=effort)

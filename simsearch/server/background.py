@@ -45,7 +45,7 @@ class BackgroundWork(Generic[J, R]):
         self._stopped = False
 
     def stop(self) -> None:
-        """Ends the running job, and jobs that start later, when they next call `step`."""
+        """Ends the running job at its next call of `step`, and each job that starts later at its first call."""
         self._stopped = True
 
     def close(self) -> None:

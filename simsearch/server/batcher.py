@@ -27,7 +27,11 @@ from simsearch.server.reloading import ReloadableIndex
 
 @dataclass
 class SearchJob:
-    """A search that waits for its batch. done: the matches. model: the name of the index's model, set before `done`."""
+    """A search that waits for its batch.
+
+    model: the name of the index's model; set before `done` gets the matches. born: the time at which the job was made.
+    done: the future of the matches.
+    """
 
     query: PreparedQuery
     k: int

@@ -104,7 +104,10 @@ class Browser:
             return self._once(engine, reader, "facets", lambda: _count(reader))
 
     def _once(self, engine: Engine, reader: ItemReader, name: Any, make: Callable[[], T]) -> T:
-        """Returns `make()`, or its result that is kept in memory by `name` for the present state of the index."""
+        """Returns the result for the present state of the index: the result kept in memory, or else that of `make()`.
+
+        name: tells the results for the same state apart.
+        """
         key = engine.opened_index.identity, str(engine.path), reader.state("generation"), name
         with self._lock:
             if key in self._kept:

@@ -63,7 +63,8 @@ class Run:
 class _Removed:
     """The items that a clean-up removed from an index.
 
-    identity: distinguishes the index from others at its path. compactions: how often the index had been compacted.
+    identity: `Index.identity`, which tells the index from another index that is later put at its path.
+    compactions: how often the index had been compacted.
     """
 
     identity: tuple[int, ...]

@@ -57,7 +57,10 @@ class Known:
 
 @dataclass
 class MapJob:
-    """A map that is being drawn. done, total: the progress of `step`, in items, iterations or clusters."""
+    """A map that waits or is being drawn. step: the present step of drawing.
+
+    done, total: the progress of this step, in items for "neighbours", iterations for "layout", clusters for "names".
+    """
 
     step: Step = "neighbours"
     done: int = 0
@@ -80,8 +83,9 @@ class MapMaker:
     def find(self, served: ReloadableIndex, again: bool = False) -> Known | MapJob:
         """Returns the map if there is one, else the job that draws it.
 
-        again: True to draw a new map if the index has changed since the last one was drawn. Raises ApiError if there is
-        no map and this service cannot draw one, or if too many maps are being drawn.
+        again: True to draw a new map if the index has changed since the last one was drawn. The last one is still
+        returned before the time `Known.until`, and if this service cannot draw a map of the index.
+        Raises ApiError if there is no map and this service cannot draw one, or if too many maps are being drawn.
         """
         key, known, stale, refusal = served.run(self._look_up)
         if known is not None and not (again and stale and refusal is None and time.monotonic() >= known.until):

@@ -59,7 +59,10 @@ class Maps:
         self._lock = threading.Lock()
 
     async def map(self, request: Request, again: bool) -> Response:
-        """Answers with the map of an index, or with the progress while it is being drawn."""
+        """Answers with the map of an index, or with the progress while it is being drawn.
+
+        again: True to draw a new map if the last one is out of date; see `MapMaker.find`.
+        """
         served = self.service.index(request)
         maker = self.service.map_maker
         known = await self.service.in_thread(lambda: maker.find(served, again))
@@ -132,7 +135,8 @@ def _still_there(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Finds the m items of a map that are still in the index, unchanged; returns their places in `ids` and in `items`.
 
-    ids, contents: the ids and the content keys of the items on the map, (n,) each. items: all items of the index.
+    ids: (n,) the ids of the items on the map. contents: (n,) for each of them, the first 64 bits of the SHA-256 of its
+    file when the map was drawn (`content_key`). items: all items of the index.
     Both results have the shape (m,) and are sorted by id.
     """
     now = np.array([item.id for item in items], np.int64)

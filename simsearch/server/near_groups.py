@@ -97,7 +97,8 @@ class Found:
     ids, rows: the ids and rows of all items at that time, both (n,), sorted by id. limit: the threshold that was used.
     complete: False if not all pairs were compared. seconds: the duration of the comparison. at: the monotonic time at
     the end of the comparison.
-    copies: for each pair compared by pixels so far, True for copies; the key is (id of the kept item, other id).
+    copies: the results of comparing pairs by their pixels, so far; True for copies. A key is (kept id, other id): the
+    item of a group that `DEFAULT_RULE` keeps, and another item of the group.
     """
 
     generation: int
@@ -144,9 +145,12 @@ class GroupFinder:
         self.stop, self.close = self._work.stop, self._work.close
 
     def find(self, served: ReloadableIndex, distance: float | None) -> Found | Job:
-        """Returns the groups if they are known for the present state of the index, else the job that computes them.
+        """Returns the groups if they are known, else the job that computes them.
 
-        distance: the largest distance of a pair; None to use a threshold measured on changed copies of pictures.
+        Groups of an earlier state of the index are used if items have only been removed since, or if the groups were
+        computed a short time ago (see `PATIENCE`).
+        distance: the largest distance of a pair; None for a threshold that is measured with changed copies of pictures
+        of the index (see `copy_threshold`).
         Raises ApiError if too many jobs are under way.
         """
         key, found = served.run(lambda engine: self._look_up(engine, distance))
@@ -162,7 +166,7 @@ class GroupFinder:
         )
 
     def known(self, served: ReloadableIndex, distance: float | None) -> Found | None:
-        """Returns the groups found last, without removed items; None if the groups must be computed again."""
+        """Returns the same groups as `find`, but None if the groups must be computed again."""
         return served.run(lambda engine: self._look_up(engine, distance))[1]
 
     def forget(self, engine: Engine) -> None:

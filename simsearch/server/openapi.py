@@ -95,7 +95,11 @@ def named(document: Schema) -> Schema:
 
 
 def _key(schema: Schema) -> str:
-    """Returns a text that is equal for equal schemas, even if FastAPI made integers floats or dropped nulls in one."""
+    """Returns a text by which schemas are compared; it is the same for a schema and FastAPI's version of it.
+
+    FastAPI turns some integers into floats, and leaves nulls out of examples. So all numbers are converted to floats,
+    and the examples are left out.
+    """
     fields = {name: value for name, value in schema.items() if name != "examples"}
     return json.dumps(json.loads(json.dumps(fields), parse_int=float), sort_keys=True)
 
@@ -126,7 +130,10 @@ def _definitions(model: type[BaseModel]) -> dict[str, Schema]:
 
 
 def _plain(value: Any, named: bool = False) -> Any:
-    """Returns a schema without pydantic's titles and empty defaults. named: True if its keys are names of fields."""
+    """Returns a schema, or a part of one, without pydantic's titles and empty defaults.
+
+    named: True if the keys of `value` are names of fields; a field called "title" is kept.
+    """
     if isinstance(value, list):
         return [_plain(each) for each in value]
     if not isinstance(value, dict):

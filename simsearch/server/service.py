@@ -93,8 +93,8 @@ class SearchService:
     def index(self, request: Request) -> ReloadableIndex:
         """Returns the index that the request names, or the first index if the request names none.
 
-        Raises ApiError for an unknown index or parameter. A parameter outside `LISTS` must not be repeated, because
-        a proxy and this service could use different values.
+        Raises ApiError for an unknown index or parameter, and for a parameter that is given several times but is not in
+        `LISTS`. A proxy could use one of its values, and this service another.
         """
         known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
         for given in request.query_params:

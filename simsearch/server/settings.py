@@ -58,8 +58,8 @@ class Settings:
     allow_urls: allow searches by URL.
     max_body: the largest body in bytes. max_pixels: the most pixels of an image. max_k: the most matches.
     memory: bytes for all requests together, in addition to the memory of the idle process; requests that need more get
-    status 413 or 429. Six tenths are for decoding, two tenths for bodies, the rest for answers. 0 means 640 MiB, or
-    more if two tenths of it could not hold four of the largest bodies.
+    status 413 or 429. Six tenths are for decoding, two tenths for bodies, the rest for answers. 0 means 640 MiB or 20
+    times `max_body`, whichever is larger; the part for bodies then holds at least four of the largest bodies.
     in_flight: the most searches accepted at once; others get status 429.
     batch_size: the most searches computed at once.
     timeout: seconds for an answer. body_timeout: seconds for a body to arrive. head_timeout: seconds for a request's
