@@ -483,7 +483,24 @@ def train(config: Config, options: argparse.Namespace) -> None:
     if teacher and training.head and known and not training.head.linear.weight.any():
         fit_head(training, teacher)
     stopping: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(number))
+    before = signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(number))
+    try:
+        loop(training, forward, teacher, views, checkpoint, options, stopping)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def loop(
+    training: Training,
+    forward: Any,
+    teacher: Teacher | None,
+    views: TrainConfig,
+    checkpoint: Path,
+    options: argparse.Namespace,
+    stopping: list[int],
+) -> None:
+    """Trains to the last step, or until `stopping` has an item; writes checkpoints and the log."""
+    config = training.config
     training.network.train()
     saved = told = time.monotonic()
     sums: dict[str, float] = {}
