@@ -182,8 +182,9 @@ def _on_disk(index: str | os.PathLike[str]) -> None:
 
 
 def _loaded(model: str | Model | None, device: str) -> Model:
-    """Returns a loaded model for a new index. The index's features get the precision of this model.
+    """Returns a loaded model for a new index.
 
+    The index records the precision in which this model computes, float32 or int8. Later builds compute in it too.
     model: a loaded model, the name or path of a model to load, or None for the default model.
     """
     given = model or registry.DEFAULT
@@ -193,10 +194,13 @@ def _loaded(model: str | Model | None, device: str) -> Model:
 def _described(
     model: Model, features: str | None, found: Sequence[Source], options: indexing_options.BuildOptions, device: str
 ) -> tuple[Model, str]:
-    """Returns the model for a new index and the name of the index's features.
+    """Returns the model that computes the features of a new index, and the name of these features.
 
-    The model computes the features named by `features`. If these need principal components, the components are learned
-    from the images of `found`.
+    model: the network. It is returned unchanged for the features fc7. For other features, the result wraps it.
+    features: as in `build`. The path of an index stands for the features of that index, with its principal components.
+    found: the sources of the new index. If a name in `features` needs principal components, they are learned from the
+    images of these sources; `options.exclude` leaves images out.
+    device: where the model of an index in `features` is loaded.
     """
     name = features or descriptors.REFERENCE
     if _is_index(name):

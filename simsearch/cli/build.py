@@ -40,7 +40,7 @@ from simsearch.indexing import options as indexing_options
 @click.option(
     "--features",
     metavar="NAME|INDEX",
-    help="Features of a new index: fc7, another recipe (see docs/models.md), or those of an existing INDEX.",
+    help="Features of a new index: fc7, another name in docs/models.md, or an existing INDEX for the same features.",
     shell_complete=completion.features,
 )
 @click.option("--no-prune", is_flag=True, help="Keep items whose image no longer exists.")
@@ -85,8 +85,8 @@ def build_command(
     A SOURCE is a folder, a .zip or .tar archive, a .csv or .jsonl list of images (columns path, label and any others),
     a .parquet file with image bytes, a single image, torchvision/NAME, or a folder or archive at s3://, gs:// or
     https://. Features are computed for new and changed images only. Moved images are recognised by their content, and
-    missing images are removed from the index. Without SOURCE, all sources of the index are updated. The next build
-    continues an interrupted one.
+    missing images are removed from the index. Without SOURCE, all sources of the index are updated. If a build is
+    interrupted, the next build continues it.
     """
     if watch:
         _check_watch(dry_run, on, address)

@@ -74,7 +74,7 @@ def features(context: click.Context, parameter: click.Parameter, incomplete: str
 
 
 def presets(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes the presets of the chosen network, or of all networks if none is chosen."""
+    """Completes the training presets of the network in --model, or of all networks if it is not given."""
     architecture = context.params.get("architecture")
     chosen = training_config.PRESETS.get(architecture or "")
     known = chosen or dict.fromkeys(name for each in training_config.PRESETS.values() for name in each)
@@ -132,7 +132,7 @@ def _items(context: click.Context) -> Iterator[Item]:
 
 
 class Bash(BashComplete):
-    """Completion in bash, also of words that contain : or =, at which bash splits words.
+    """Completion in bash. It works for words with : or = too, although bash splits words at these characters.
 
     Bash replaces only the last part of such a word, so completions are printed without the parts before it. Completions
     that end in =, : or / get no space behind them. Special characters are escaped, unless they are within quotes.

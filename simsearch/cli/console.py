@@ -152,7 +152,10 @@ def echo(text: str = "", err: bool = False) -> None:
 
 
 def echo_data(text: str, nl: bool = True) -> None:
-    """Prints output for programs: unchanged, but on a terminal with escape sequences made visible."""
+    """Prints output for programs. It is unchanged, except that on a terminal escape sequences are made visible.
+
+    nl: True to add a line break at the end.
+    """
     click.echo(printable_lines(text) if sys.stdout.isatty() else text, nl=nl, color=True)
 
 
@@ -224,9 +227,10 @@ def format_counts(counts: dict[str, int]) -> str:
 
 
 def check_links(service: str | None, html_file: Path | None, other: bool = False) -> None:
-    """Raises UsageError if --links is not the URL of a service, or if no report is written that could have links.
+    """Checks --links. Raises UsageError if its value is not a URL, or if it is given without an HTML report.
 
-    service: the value of --links. other: True if a report is written without --html.
+    service: the value of --links, the URL of a `simsearch serve`. html_file: the value of --html.
+    other: True if an HTML report is written to another file, as by `query --open`.
     """
     if service is None:
         return

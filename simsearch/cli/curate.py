@@ -95,8 +95,8 @@ def outliers_command(
 ) -> None:
     """Lists the images that are least like all others.
 
-    The score is an image's mean distance to its nearest neighbours, divided by the average of the same mean for these
-    neighbours. Most images score about 1.
+    The score of an image is its mean distance to its nearest neighbours, divided by the mean distance of these
+    neighbours to their own nearest neighbours. Most images score about 1.
     """
 
     def find(engine: Engine, progress: Progress) -> list[Finding]:
@@ -128,14 +128,14 @@ def labels_command(
     "--against",
     required=True,
     metavar="INDEX|FOLDER",
-    help="Index or folder that must not contain the images: the training set.",
+    help="Index or folder to compare with, for example the training set.",
     shell_complete=completion.files,
 )
 @click.option(
     "--max-distance",
     type=click.FloatRange(0),
     metavar="D",
-    help="Largest distance of near-identical images.  [default: measured on changed copies]",
+    help="Largest distance of near-identical images.  [default: measured with changed copies of images of the index]",
 )
 @_shared_options
 def leaks_command(
@@ -188,7 +188,7 @@ def diverse_command(count: int, form: str, html_file: Path | None, device: str, 
     multiple=True,
     type=NameLabel(),
     metavar="NAME=LABEL",
-    help="Images (path, id:N or glob) and their label to spread, instead of the index's labels; repeatable.",
+    help="Spread LABEL from the images NAME (path, id:N or glob), and ignore the index's own labels; repeatable.",
 )
 @_count_option
 @_neighbours_option(tags.NEIGHBOURS)
@@ -224,7 +224,7 @@ def _run(
 ) -> None:
     """Runs `find` on the index, prints the findings and writes a report. Exits with 1 if nothing is found.
 
-    title: of the report; empty if `find` writes the report itself.
+    title: the title of the report; empty if `find` writes the report itself.
     """
     check_folder_exists(html_file)
     with contextlib.ExitStack() as stack:

@@ -54,15 +54,15 @@ _SHOWN = 5
     "--max-distance",
     type=click.FloatRange(0),
     metavar="D",
-    help="Compare by distance alone, and call images near-identical up to this distance.  [default: compare pixels,"
-    " up to a distance measured on changed copies]",
+    help="Call images near-identical up to this distance, without comparing their pixels.  [default: a distance"
+    " measured with changed copies of images of the index; pixels are compared too]",
 )
 @click.option(
     "--keep",
     "rule",
     metavar="RULE",
     help="Which image of each group stays: largest (in pixels), oldest, newest, shortest-path, under:DIR (all in DIR),"
-    " or against.  [default: against with --against, else largest]",
+    " or against (the image of --against).  [default: against with --against, else largest]",
 )
 @click.option(
     "--against",
@@ -94,7 +94,7 @@ _SHOWN = 5
     type=click.Choice(["table", "json", "jsonl", "csv", "paths"]),
     default="table",
     show_default=True,
-    help="Output format; paths leaves out the image of each group that stays.",
+    help="Output format. The format paths leaves out the image of each group that stays.",
 )
 @html_option
 @links_option
@@ -195,7 +195,7 @@ def _ignore(engine: Engine, groups: Groups, names: tuple[str, ...]) -> Groups:
     if missing := sorted(wanted - grouped):
         raise UsageError(
             f"{pluralize(len(missing), 'named image')} not in any group, the first is id:{missing[0]}",
-            hint="nothing was remembered",
+            hint="no group was marked as ignored",
         )
     ignored.ignore(engine.opened_index, chosen)
     note(f"{pluralize(len(chosen), 'group')} will not be listed again; --all lists them")
@@ -227,7 +227,7 @@ def _act(plan: Plan, yes: bool, journal: Path | None, index_path: str) -> None:
 def _report_problems(problems: list[tuple[str, str]], outcome: str) -> None:
     """Prints the path and reason of the first problems. Raises UsageError (exit code 2) if there are any problems.
 
-    problems: (path, reason) pairs. outcome: the words for all these files, such as "left alone".
+    problems: (path, reason) pairs. outcome: what happened to these files, such as "left alone".
     """
     for path, reason in problems[:_SHOWN]:
         note(f"{path}: {reason}")

@@ -148,7 +148,8 @@ def search_command(
 
     Each labelled item is a query, and all other items with its label are relevant. The whole ranking by exact distance
     is evaluated. The intervals come from a bootstrap over the queries. Two more tables tell how often the six nearest
-    items have the query's label, by similarity word (copy, close, similar, weak) and by tenth of the similarity.
+    items have the query's label: for each similarity word (copy, close, similar, weak), and for each range 0 to
+    0.1, 0.1 to 0.2 and so on of the similarity.
     """
     check_folder_exists(html_file)
     check_links(service, html_file)
@@ -185,7 +186,7 @@ def _print_scores(verdict: retrieval.RetrievalReport) -> None:
 
 
 def _print_reliability(found: ReliabilityReport) -> None:
-    """Prints the share of matches with the query's label, for each similarity word and each tenth of the similarity."""
+    """Prints the share of matches with the query's label, for each similarity word and each similarity range of 0.1."""
     for heading, parts in (("word", found.words), ("similarity", found.curve[::-1])):
         for line in ("", *text.table(_reliability_rows(heading, parts))):
             echo(line)
@@ -196,7 +197,7 @@ def _print_reliability(found: ReliabilityReport) -> None:
 
 
 def _reliability_rows(heading: str, parts: Sequence[Reliability]) -> list[tuple[str, str, str, str]]:
-    """Returns table rows: headings, then for each part its matches and the share of them with the query's label."""
+    """Returns table rows: the headings, then one row for each of `parts` (ranges of similarity) that has matches."""
     rows = [(heading, "matches", "right", "95 % interval")]
     for part in parts:
         if part.right is not None:
@@ -217,7 +218,7 @@ def _print_class_scores(verdict: retrieval.RetrievalReport) -> None:
 def _write_report(
     engine: Engine, verdict: retrieval.RetrievalReport, path: Path, service: str | None, each: int = 10
 ) -> None:
-    """Writes a report with the scores, then the `each` worst and `each` best queries with their six nearest items."""
+    """Writes the scores, then the `each` worst and `each` best queries with six matches. service: see `item_link`."""
     shown = [*verdict.queries[:each], *verdict.queries[each:][-each:][::-1]]
     rows = [_report_row(engine, query, service) for query in shown]
     facts = {
@@ -299,7 +300,7 @@ def recall_command(k: int, count: int, seed: int, form: str, index_path: str) ->
     help="Only this change: shift, rotation, scale, crop, flip, noise, blur, jpeg, colour or text; repeatable.",
 )
 @click.option("--hash", "hash_too", is_flag=True, help="Also measure a 64-bit perceptual hash.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the curves to a .png file.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw charts of the results (.png).")
 @seed_option
 @format_option
 @device_option
@@ -321,7 +322,7 @@ def robustness_command(
     random pairs.
     """
     if plot and plot.suffix.lower() != ".png":
-        raise UsageError(f"{plot}: curves are drawn as PNG", hint=f"{plot.with_suffix('.png')}")
+        raise UsageError(f"{plot}: charts are drawn as PNG", hint=f"{plot.with_suffix('.png')}")
     names = changes or tuple(perturb.CHANGES)
     with (
         warn_if_incomplete(api.open(index_path, device=device)) as engine,

@@ -15,7 +15,7 @@ from simsearch.cli.console import ErrorReportingGroup
 class LazyCommands(MutableMapping[str, click.Command]):
     """Commands by name, each imported when it is first looked up.
 
-    table: by the name of a command, its module and its short help. The module defines the command as `NAME_command`.
+    table: for each name, the module that defines the command as `NAME_command`, and the command's help text.
     """
 
     def __init__(self, table: Mapping[str, tuple[str, str]]) -> None:

@@ -44,7 +44,8 @@ _CLUSTERS_HELP = "Largest number of clusters.  [default: as many as stand out, a
     type=click.Choice(cluster_names.KINDS),
     default="auto",
     show_default=True,
-    help="Names of clusters: their labels, or the model's guesses for some of their pictures.",
+    help="Name clusters by their items' labels, by guesses of the model for some pictures, or by numbers; auto uses"
+    " labels if at least half of a cluster's items have one, else guesses.",
 )
 @click.option(
     "--thumbnails",
@@ -101,8 +102,8 @@ def check_output(file: Path) -> None:
 def draw(engine: Engine, clusters: int | None = None, names: str = "auto", seed: int = 0) -> maps.ItemMap:
     """Draws a map of an index, stores it in the index for the web page, and returns it. Shows the progress.
 
-    clusters: the largest number of clusters; None for as many as stand out. names: where the names of clusters come
-    from, one of `cluster_names.KINDS`. seed: of the layout.
+    clusters: the largest number of clusters; None for the number of clusters that stand out, at most 60.
+    names: the way to name clusters, one of `cluster_names.KINDS`. seed: the seed of the layout.
     """
     if names == "guesses":  # before the steps that take minutes
         cluster_names.check_classifier(engine.load_model())

@@ -192,7 +192,7 @@ def _guess_bars(name: str, guesses: Sequence[classify.Guess], width: int = 30) -
     "--calibrate",
     multiple=True,
     metavar="SOURCE",
-    help="Prepare --model NAME|FILE for int8: measure its ranges on the images of SOURCE. May be given several times.",
+    help="Prepare --model NAME|FILE for int8: measure the ranges of its values on the images of SOURCE; repeatable.",
 )
 @click.option(
     "-m",

@@ -133,12 +133,14 @@ def source_options(command: Command) -> Command:
             type=click.Choice(["auto", "folder", "none"]),
             default="auto",
             show_default=True,
-            help="folder labels images by their folder; auto does so too, unless the index was built with none.",
+            help="Labels of images: folder for the names of their folders, none for no labels, auto for the rule that"
+            " the index records for the source (folder for a new source).",
         ),
         click.option(
             "--allow-outside",
             is_flag=True,
-            help="Accept files outside a manifest's folder, and show files that links lead to.",
+            help="Accept files outside a manifest's folder, and show pictures whose symbolic links lead outside"
+            " the source.",
         ),
         click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Images per batch."),
         click.option("--workers", type=click.IntRange(1), metavar="N", help="Number of decoding threads."),

@@ -151,9 +151,10 @@ class KeyValue(click.ParamType):  # type: ignore[type-arg]
 
 
 class Root(click.ParamType):  # type: ignore[type-arg]
-    """Converts OLD=NEW to a source's recorded root, and its new root as an absolute path or an address.
+    """Converts OLD=NEW to two texts: the root that the index records for a source, and the root that it has now.
 
-    NEW alone, for an index with one source, becomes "" and the new root.
+    The second text is an absolute path or a remote address. NEW alone is for an index with a single source; the first
+    text is then "".
     """
 
     name = "root"

@@ -57,7 +57,8 @@ def push_command(
 
     Afterwards, every command that searches accepts `-i milvus://HOST:PORT/COLLECTION`. milvus:///PATH/FILE.db is a file
     of Milvus Lite. Options can follow the address after ?, joined by &: consistency=strong, timeout=SECONDS and
-    effort=N. The next push continues an interrupted one. If the server needs a token, set $SIMSEARCH_MILVUS_TOKEN.
+    effort=N (searches with a larger N find more, and take longer). If a push is interrupted, the next push continues
+    it. If the server needs a token, set $SIMSEARCH_MILVUS_TOKEN.
     """
     with Index(index_path) as index, show_progress("pushing") as progress:
         options = push.PushOptions(kind and kind.upper(), dict(parameters), storage, replace, progress)

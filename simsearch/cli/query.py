@@ -106,7 +106,7 @@ def query_command(
     if print0 and form not in {None, "paths"}:
         raise UsageError(f"--print0 prints paths, not {form}", hint="leave out one of the two")
     if show and (print0 or form not in {None, "table"}):
-        raise UsageError("--show is for people, other formats are for programs", hint="leave out --format, or --show")
+        raise UsageError("--show is for people, and needs the format table", hint="leave out --format, or --show")
     if montage:
         reports_montage.montage_extension(montage)
     for file in (montage, html_file):
@@ -144,7 +144,7 @@ def query_command(
 
 
 def _explain_conditions(engine: Engine, where: Any) -> None:
-    """Prints a note about each condition that no item meets. For labels, the note suggests the most similar one."""
+    """Prints a note about each condition that no item meets. For label=X, the note suggests a similar label."""
     with contextlib.suppress(SimsearchError):  # the result is printed already
         for condition in where or ():
             if any(True for _ in engine.items([condition])):

@@ -45,7 +45,10 @@ port_option = click.option(
 
 
 def _limit(name: str, default: int, unit: str, text: str) -> Callable[[Command], Command]:
-    """Returns a decorator that adds an option for a whole number of at least 1."""
+    """Returns a decorator that adds an option for a whole number of at least 1.
+
+    unit: the word for the number in the help, such as MIB. text: the help of the option.
+    """
     return click.option(name, type=click.IntRange(1), default=default, show_default=True, metavar=unit, help=text)
 
 
@@ -81,7 +84,11 @@ def _limit(name: str, default: int, unit: str, text: str) -> Callable[[Command],
     metavar="DIR",
     help="With --allow-cleanup, the folder of the journals for `restore`.  [default: INDEX.journals]",
 )
-@click.option("--remote", is_flag=True, help="Read the remote pictures that an index names, whoever built it.")
+@click.option(
+    "--remote",
+    is_flag=True,
+    help="Read all remote sources of the indexes, also those that you have not named on this machine.",
+)
 @click.option("--watch", is_flag=True, help="While serving, watch the indexes' sources and index all changes.")
 @click.option("--allow-urls", is_flag=True, help="Allow searches by http(s) URL; public addresses only.")
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Site whose pages may call the service; repeatable.")
@@ -93,7 +100,7 @@ def _limit(name: str, default: int, unit: str, text: str) -> Callable[[Command],
     type=click.IntRange(1),
     metavar="MIB",
     help="Memory limit of the process in MiB; requests that need more get status 413 or 429."
-    "  [default: 640 for requests, besides the model]",
+    "  [default: 640 for all requests together, in addition to the models]",
 )
 @_limit("--batch-size", 32, "N", "Searches per batch.")
 @_limit("--in-flight", 128, "N", "Searches accepted at once; others get status 429.")

@@ -29,9 +29,9 @@ Run = Callable[[WorkFolder, Sequence[int]], Iterator[int]]
 
 
 class ClusterExtractor:
-    """An `Extractor` for `BuildOptions` that computes the features of a build's images in other processes.
+    """The `BuildOptions.extractor` that computes the features of a build's images in other processes.
 
-    run: computes chunks, which are parts of the list of images; for Ray, `ray.on_ray` sets it.
+    run: a function that computes chunks, which are parts of the list of images; see `Run` and `ray.on_ray`.
     """
 
     def __init__(self, run: Run) -> None:
@@ -41,8 +41,9 @@ class ClusterExtractor:
     def groups(
         self, index: Index, model: IndexModel, keys: Sequence[Key], known: Container[bytes], batch_size: int
     ) -> Iterator[list[tuple[Key, LoadedImage]]]:
-        """Yields the results of all images in their order, one chunk at a time; see `Extractor.groups`.
+        """Yields the results of all images in their order, one chunk at a time.
 
+        For the parameters, see `simsearch.indexing.options.Extractor.groups`.
         Raises UnavailableError if the results of a chunk cannot be read.
         """
         index.check_in_place()  # workers find the work by its path
@@ -75,6 +76,7 @@ class ClusterExtractor:
     ) -> Iterator[list[tuple[Key, LoadedImage]]]:
         """Yields the results of the wanted images that `work` lists, and removes these images from `wanted`.
 
+        wanted: the key of each image, by the kind and root of its source, its path, its size and its stamp.
         known: the SHA-256 of the files for which the index has features.
         """
         items, sources = work.items(), work.info.sources

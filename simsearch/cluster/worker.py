@@ -42,8 +42,8 @@ class Worker:
         same = info.weights_sha256 in (model.weights_sha256, registry.sha256_before_ranges(name))
         if not same:
             raise ModelMismatchError(
-                f"{os.uname().nodename} has weights {model.weights_sha256} as {info.model},"
-                f" but the index was made by {info.weights_sha256}"
+                f"{info.model} has weights {model.weights_sha256} on {os.uname().nodename},"
+                f" but the index was made with weights {info.weights_sha256}"
             )
         self.model = model
         if info.descriptor:

@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 def squared_norms(rows: NDArray[Any], dtype: DTypeLike | None = None) -> NDArray[Any]:
-    """Returns the squared length of each row of an (n, D) array: (n,), of type `dtype`, by default the rows' own."""
+    """Returns the squared length of each row of an (n, D) array: (n,).
+
+    dtype: the type of the sums and of the result; None for the type of `rows`.
+    """
     kind: Any = dtype
     found: NDArray[Any] = np.einsum("nd,nd->n", rows, rows, dtype=kind)
     return found

@@ -86,7 +86,7 @@ def let_openmp_sleep() -> None:
 def own_memory() -> int:
     """Returns the memory in use by this process in bytes, without mapped files.
 
-    On systems without /proc, returns the largest memory so far, in the unit of `resource.getrusage`.
+    On systems without /proc, returns the largest memory so far instead: in bytes on macOS, in KiB on other systems.
     """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():

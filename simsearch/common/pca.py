@@ -22,7 +22,8 @@ OVERSAMPLING, POWER_ITERATIONS = 16, 2
 class Projection:
     """A projection of vectors from D to d dimensions: x becomes (x - mean) @ axes.
 
-    mean: (D,) float32. axes: (D, d) float32, with orthonormal columns, so that a projection makes no distance longer.
+    mean: (D,) float32. axes: (D, d) float32, with orthonormal columns, so that no distance between two vectors
+    becomes longer.
     """
 
     mean: NDArray[np.float32]
@@ -46,8 +47,8 @@ def fit_pca(
     """Returns the projection to the first `dimensions` principal components of an (n, D) sample.
 
     The projection has fewer dimensions if n or D is smaller.
-    seed: of the random numbers. iterations: number of power iterations; the fewer, the less accurate are the last
-    components.
+    seed: the seed of the random numbers. iterations: number of power iterations; with fewer of them, the last
+    components are less accurate.
     """
     x = to_float32(sample)
     mean: NDArray[np.float32] = x.mean(0, dtype=np.float64).astype(np.float32)

@@ -90,7 +90,8 @@ _RETRYABLE_WORDS = (
 class Hit:
     """A row found by a search.
 
-    squared_distance: computed by Milvus in float32. fields: the values of SCALARS. features: (D,) float32 or float16.
+    squared_distance: computed by Milvus in float32. fields: the values of the fields named in SCALARS, by name.
+    features: (D,) float32 or float16.
     """
 
     id: int
@@ -281,7 +282,7 @@ class MilvusClient:
         return [dict(row) for row in self._query(where, list(fields), strong)]
 
     def scan(self, where: str, fields: Sequence[str], highest: int, *, strong: bool = False) -> Iterator[list[Any]]:
-        """Yields all rows that meet a condition, ordered by id: one list for each SPAN ids, up to the id `highest`."""
+        """Yields the rows that meet a condition: a list, sorted by id, for each range of SPAN ids up to `highest`."""
         for first in range(0, highest + 1, SPAN):
             within = f"id >= {first} and id < {first + SPAN}"
             rows = self.query(f"{within} and ({where})" if where else within, ["id", *fields], strong=strong)

@@ -106,9 +106,10 @@ def _path(operator: str, text: str, roots: Roots) -> str | None:
 
 
 def _metadata(name: str, operator: str, value: Any) -> str | None:
-    """Returns a Milvus expression for a condition on metadata; None except for equality with a text or an integer.
+    """Returns a Milvus expression for a condition on metadata; None if Milvus cannot express it.
 
-    Milvus cannot express "<" and ">": unlike SQLite, it cannot compare values of different types.
+    Only the operator "=" with a text or an integer can be expressed. For "<" and ">", Milvus would have to compare
+    values of different types. Unlike SQLite, it cannot.
     """
     if operator != "=" or value is None or not _PLAIN.fullmatch(name) or not name:
         return None

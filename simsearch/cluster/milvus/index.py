@@ -60,8 +60,8 @@ class _Flat:
     def search(self, queries: NDArray[np.float32], k: int, permitted: Permitted | None) -> list[Neighbours]:
         """Finds exactly the k nearest items to each of (nq, D) queries, and the items that tie with the k-th.
 
-        permitted: the items to search; None for all. Raises UsageError if the collection has an approximate index, and
-        more than DIRECT items are to be searched.
+        permitted: the items to search; None for all. Raises UsageError if the collection has an approximate index,
+        unless `permitted` has at most DIRECT items.
         """
         kind = self.reader.collection.kind
         if kind not in EXACT and (permitted is None or len(permitted) > DIRECT):
@@ -74,7 +74,8 @@ class _Flat:
     def candidates(self, queries: NDArray[np.float32], k: int, permitted: Permitted | None) -> list[Neighbours]:
         """Finds the k nearest items, and items that tie with the k-th, among the candidates from Milvus's index.
 
-        Raises UsageError if k is more than Milvus returns, or if a query is too long for float32.
+        Raises UsageError if k is more than Milvus returns, or if a query's squared length is too large
+        for float32.
         """
         available = self.rows if permitted is None else len(permitted)
         k = min(k, available)
@@ -83,7 +84,7 @@ class _Flat:
         if k > LARGEST:
             raise UsageError(f"{k:,} matches are more than the {LARGEST:,} that Milvus gives")
         if not np.all(squared_norms(queries, np.float64) < 1e37):
-            raise UsageError("the vector is too long: Milvus computes distances in float32")
+            raise UsageError("the vector's values are too large: Milvus computes distances in float32")
         where = "" if permitted is None else permitted.where
         if self.reader.collection.kind not in EXACT and permitted is not None and available <= DIRECT:
             return [self._measure(query, where, k) for query in queries]
@@ -142,7 +143,11 @@ class _Approximate:
 
 
 def _doubtful(query: NDArray[np.float32], hits: Sequence[Hit], found: Neighbours, k: int) -> bool:
-    """Returns True if the k-th match is so near to the last candidate that rounding may hide another match."""
+    """Returns True if the candidates may lack a match, because Milvus rounds distances.
+
+    This is possible if the k-th match is almost as far from the query as the last candidate. hits: the candidates.
+    found: their exact distances.
+    """
     last = hits[-1]
     lengths = float(np.dot(query, query)) + float(np.dot(last.features, last.features.astype(np.float64)))
     return bool(found.distances[k - 1] ** 2 >= last.squared_distance - ROUNDING / 8 * lengths)
@@ -174,7 +179,7 @@ class MilvusIndex:
             raise
 
     def identity_now(self) -> tuple[int, ...]:
-        """Returns the identity, which never changes."""
+        """Returns `identity`. It is constant, since a push does not make a collection another index."""
         return self.identity
 
     def close(self) -> None:
@@ -260,7 +265,10 @@ class MilvusIndex:
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """The state of a collection during one operation. live: None, since Milvus itself leaves out deleted items."""
+    """The state of a collection during one operation.
+
+    live: as in `search.snapshot.Snapshot`; None for all rows, since a collection has no rows of deleted items.
+    """
 
     flat: _Flat
     sources: Sources

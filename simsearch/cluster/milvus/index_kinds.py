@@ -32,7 +32,8 @@ BUILD_PARAMETERS = {
 def search_parameters(kind: str, width: int, effort: int | None) -> dict[str, Any]:
     """Returns the parameters for searching an index of this kind; {} for an exact kind.
 
-    width: the number of candidates. effort: the value of the parameter in SEARCH_PARAMETERS; None for a default.
+    width: the number of candidates. effort: the value for the parameter that SEARCH_PARAMETERS names for this kind;
+    None for a default value. All parameters but nprobe get at least the value `width`.
     """
     name = SEARCH_PARAMETERS.get(kind)
     if name is None:

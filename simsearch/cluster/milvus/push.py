@@ -97,7 +97,7 @@ def push(index: Index, target: str, options: PushOptions | None = None) -> PushR
     if "components_sha256" in index.meta.descriptor:
         name = index.meta.features
         raise UsageError(
-            f"the features {name} of {index.path} have components, which Milvus cannot store",
+            f"the features {name} of {index.path} use principal components, which Milvus cannot store",
             hint="an index with --features fc7, fc7-unit or fc6 can be pushed",
         )
     client = MilvusClient(parse_address(target), writing=True)
@@ -177,7 +177,10 @@ class _Push:
         self.storage = state["storage"]
 
     def _facts(self, complete: bool) -> dict[str, str]:
-        """Returns the properties to store with the collection; see `reader.PROPERTIES`."""
+        """Returns the properties to store with the collection; see `reader.PROPERTIES`.
+
+        complete: True at the end of the push, when all rows have been sent.
+        """
         meta = {
             **asdict(self.index.meta),
             "search": {"kind": "", "recall": 0.0, "parameters": {}},
@@ -232,7 +235,7 @@ class _Push:
         self.options.progress(done, self.items)
 
     def _spans(self) -> Iterator[list[Item]]:
-        """Yields the items of the index, one list for each SPAN ids, as `MilvusClient.scan` yields rows."""
+        """Yields the items of the index: a list for each range of SPAN ids, as `MilvusClient.scan` does."""
         stream = self.reader.items()
         ahead = next(stream, None)
         for first in range(0, self.highest + 1, SPAN):
@@ -292,7 +295,10 @@ class _Push:
 
 
 def row_hash(item: Item) -> int:
-    """Returns a 63-bit hash of an item's fields. The file's SHA-256, which is a field, stands for the features."""
+    """Returns a 63-bit hash of an item's fields, one of which is the file's SHA-256.
+
+    The features are not hashed: they follow from the file's content.
+    """
     fields = [
         item.source,
         os.fsencode(item.path).hex(),

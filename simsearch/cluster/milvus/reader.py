@@ -219,7 +219,10 @@ class MilvusReader:
         return Permitted(f"id in {found}", len(found))
 
     def _check_fields(self, wanted: Sequence[Condition], found: int) -> None:
-        """Raises UsageError for a metadata field that no item has; does not check more than SCAN items."""
+        """Raises UsageError for a metadata field that no item has. Checks nothing if there are more than SCAN items.
+
+        found: the number of items that meet all conditions.
+        """
         doubtful = any(c.key is not None and (not found or c.operator == "!=") for c in wanted)
         if doubtful and self.collection.count <= SCAN:
             filters.check_metadata((item.metadata for item in self.items()), wanted, found)
