@@ -84,7 +84,10 @@ class Engine(WholeIndex):
     def from_index(
         cls, opened: OpenIndex, snapshots: Searchable, model: str | Model | None = None, device: str = "auto"
     ) -> Engine:
-        """Returns an engine for an open index and its snapshots. Closing the engine closes the index too."""
+        """Returns an engine for an open index. Closing the engine closes the index too.
+
+        snapshots: the searches of that index. model, device: as for `Engine`.
+        """
         engine = cls.__new__(cls)
         engine._set(opened, snapshots, model, device)
         return engine
@@ -137,7 +140,11 @@ class Engine(WholeIndex):
         return self.opened_index.reading()
 
     def load_model(self, expected: int | None = None, threads: bool = False) -> Model:
-        """Returns the index's model, which is loaded by the first call. For the arguments, see `IndexModel.load`."""
+        """Returns the index's model, which is loaded by the first call.
+
+        expected: the number of images that will be computed; None if unknown. threads: True if several threads will use
+        the model.
+        """
         return self.model.load(expected, threads)
 
     # -- searching
@@ -226,7 +233,8 @@ class Engine(WholeIndex):
         """Returns a context manager that gives a `QueryResolver`, which turns pictures and ids into query vectors.
 
         The resolver sees one snapshot of the index.
-        serving: True for a service: the model is loaded for many images, and error messages contain no file names.
+        serving: True for a service. The model is then loaded in the way that is fastest for many images, and error
+        messages contain no file names.
         max_pixels: the number of pixels of the largest picture to decode.
         budget: a memory limit for decoding that several resolvers share; None for a separate limit.
         """
@@ -234,7 +242,7 @@ class Engine(WholeIndex):
 
     @property
     def scale(self) -> Scale:
-        """The scale that turns distances into similarities: the distances whose similarities are 0.5 and 0."""
+        """The scale that turns distances into similarities: one distance has similarity 0.5, a larger one has 0."""
         with self.reading() as reader:
             return self._searches.scale(reader)
 
@@ -285,7 +293,8 @@ class Engine(WholeIndex):
     def open_image(self, number: int, *, decodes: bool = True, budget: MemoryBudget | None = None) -> IO[bytes]:
         """Opens an item's image file for reading. The caller closes the file.
 
-        decodes, budget: see `recorded.open_recorded`. Raises ItemNotFoundError, and ImageError if the file is gone, has
+        decodes: True to check that the image can be decoded. budget: a memory limit for decoding, which several calls
+        can share; None for no limit. Raises ItemNotFoundError, and ImageError if the file is gone, has
         changed since it was indexed, or is outside its source.
         """
         return item_files.open_image(self.opened_index, number, decodes=decodes, budget=budget)

@@ -1,1 +1,5 @@
-"""Examines an index: outliers, wrong labels, leaks, a diverse choice, maps; `cleanup` moves or links duplicates."""
+"""Finds outliers, wrong labels and images that another index also has, spreads labels, chooses diverse items, and
+draws maps.
+
+`cleanup` moves, trashes or hard-links duplicates.
+"""

@@ -49,13 +49,14 @@ def name_clusters(
 ) -> ItemMap:
     """Returns a copy of the map whose clusters have names.
 
-    kind: one of `KINDS`.
+    kind: "labels", "guesses" (of the classifier), "numbers", or "auto" (for each cluster, labels or guesses); see
+    `KINDS`.
     model: a function that loads the classifier, called only if clusters must be classified. None: these clusters keep
     their numbers.
     progress: called with the number of clusters classified so far, and the number of all clusters to classify.
     largest: the largest number of pixels of an image that is classified; None for no limit.
-    If the model has no classes or cannot be loaded, the clusters keep their numbers with kind auto, and the error is
-    raised with kind guesses. Raises UsageError for an unknown kind.
+    If the model has no classes or cannot be loaded, kind "auto" keeps the numbers of the clusters, and kind "guesses"
+    raises the error. Raises UsageError for an unknown kind.
     """
     if kind not in KINDS:
         raise UsageError(f"clusters cannot be named by {kind!r}", hint=", ".join(KINDS))
@@ -71,9 +72,10 @@ def name_clusters(
 
 
 def check_classifier(model: Any) -> Any:
-    """Returns the model that classifies: `model`, or the model inside it if `model` was wrapped for `--features`.
+    """Returns the model that classifies images into classes.
 
-    Raises UsageError if the model has no classes.
+    model: a network, which is returned, or a network wrapped in a model with other features than fc7 (`--features`),
+    of which the network is returned. Raises UsageError if the network has no classes.
     """
     network = getattr(model, "base", model)
     classify.check_classes(network)
@@ -116,10 +118,11 @@ def _by_labels(drawn: ItemMap, number: int, few: bool) -> Cluster | None:
 def _guesses(
     drawn: ItemMap, numbers: Sequence[int], model: Any, progress: Progress, largest: int | None
 ) -> dict[int, Cluster]:
-    """Returns clusters by number, each named after the most probable class of its images, or after two classes.
+    """Returns clusters by number, each named after the most probable class of its images.
 
-    numbers: the clusters to name. The class probabilities are averaged over the `CENTRAL` items nearest to the centre
-    of a cluster. A cluster without a readable image is left out.
+    The second class is added to the name if it is nearly as probable (see `MAJORITY`).
+    numbers: the numbers of the clusters to name. The class probabilities are averaged over the `CENTRAL` items nearest
+    to the centre of a cluster. A cluster without a readable image is left out.
     """
     classes, found = model.classes, {}
     for done, number in enumerate(numbers, 1):

@@ -26,6 +26,7 @@ def diverse(snapshots: Searchable, count: int, progress: Progress = no_progress)
 
     The first item is the one nearest to the mean of all features. Fewer than `count` items are returned if every other
     item has the same features as a chosen one.
+    snapshots: the index to examine, such as `engine.snapshots` of an `Engine`.
     Facts of each finding: `radius`, the largest distance from an item of the index to the nearest item chosen so far.
     Raises UsageError if `count` is less than 1 or the index has no items.
     """
@@ -59,7 +60,8 @@ def diverse(snapshots: Searchable, count: int, progress: Progress = no_progress)
 def _distances(collection: Collection, spans: list[tuple[int, int]], point: NDArray[np.float64]) -> NDArray[np.float64]:
     """Returns the Euclidean distance from the features of each item to `point`: (n,) float64.
 
-    spans: (start, stop) ranges of items, which are read one range at a time. point: of the features' dimension.
+    spans: ranges (start, stop) that cover all items; to save memory, one range is read at a time.
+    point: (D,), where D is the dimension of the features.
     """
     parts = [np.sqrt(squared_norms(collection.features(*span) - point.astype(np.float32))) for span in spans]
     return np.concatenate(parts).astype(np.float64)

@@ -46,8 +46,8 @@ class Collection:
     snapshot: reads and searches the features.
     items: all items, sorted by id.
     rows: (n,) the row of each item in the file of features.
-    order: (n,) the places of the items, sorted by their rows.
-    generation: a number of the index that grows with every change.
+    order: (n,) the places of the items, in the order of their rows.
+    generation: the index's counter of changes, as it was when the items were read.
     """
 
     snapshot: SearchSnapshot
@@ -58,7 +58,10 @@ class Collection:
 
     @classmethod
     def read(cls, snapshots: Searchable, reader: ItemReader) -> Collection:
-        """Reads all items of an index. Raises UsageError if there are none."""
+        """Reads all items that `reader` sees. Raises UsageError if there are none.
+
+        snapshots: the index. reader: the open reader that `snapshots.reading()` gives.
+        """
         items = list(reader.items())
         if not items:
             raise UsageError("the index has no items", hint="simsearch build SOURCE")
@@ -132,8 +135,10 @@ class Graph:
 
 @contextlib.contextmanager
 def neighbour_graph(snapshots: Searchable, k: int, progress: Progress = no_progress) -> Iterator[Graph]:
-    """Yields the exact k nearest other items of each item; the index stays open for reading until the block ends.
+    """Gives the exact k nearest other items of each item to a `with` block.
 
+    The index stays open for reading until the block ends.
+    snapshots: the index to examine, such as `engine.snapshots` of an `Engine`.
     progress: called with the number of items searched so far and the number of all items.
     Raises UsageError if the index has no items or if k is less than 1.
     """

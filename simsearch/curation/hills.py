@@ -54,8 +54,9 @@ class _Hills:
 
     hill: (m,) the number of each cell's hill, for the cells in the order of descending density.
     peaks: (p,) the density at each hill's peak.
-    parents: (p,) the number of the hill that each hill would be merged into: the highest of the hills that are
-    connected at its saddle; its own number if it has no saddle.
+    parents: (p,) the number of each hill's parent, into which the hill would be merged. At the hill's saddle, several
+    groups of connected hills meet; the parent is the highest of all these hills. A hill without a saddle is its own
+    parent.
     prominences: (p,) the density at the peak divided by the density at the saddle; infinite without a saddle.
     """
 
@@ -162,8 +163,8 @@ def _choose(hills: _Hills, bandwidth: float, most: int | None) -> NDArray[np.boo
 
     The most prominent hills are kept; between equally prominent hills, the one with the higher peak. Hills that rise
     too little above their saddle (see `NOISE`) are dropped. At least one hill is kept.
-    bandwidth: in cells. A count of points is taken as Poisson distributed, so a density d in points per cell has the
-    variance d / (4 pi bandwidth²) after smoothing.
+    bandwidth: of the kernel, in cells. It gives the standard deviation of the density, which `NOISE` refers to: if the
+    number of points in a cell is Poisson distributed, a smoothed density d has the variance d / (4 pi bandwidth²).
     most: see `find_hills`.
     """
     rise = hills.peaks - hills.peaks / hills.prominences

@@ -2,9 +2,9 @@
 
 The probability of a label for an item is the weighted share of the item's neighbours with that label. Nearer neighbours
 weigh more, and the item's own label is not used.
-The rule is that of confident learning (Northcutt et al. 2021). A label is plausible for an item if it is at least as
-probable as it is, on average, for the items that have this label. An item's own label is suspicious if another label is
-plausible and more probable.
+The rule is that of confident learning (Northcutt et al. 2021). Each label has a threshold: its mean probability for
+the items that have this label. A label is plausible for an item if its probability for the item reaches the threshold.
+An item's own label is suspicious if another label is plausible and more probable.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ def suspicious_labels(
 ) -> list[Finding]:
     """Returns the items with a suspicious label, the clearest cases first, each with its nearest neighbours.
 
+    snapshots: the index to examine, such as `engine.snapshots` of an `Engine`.
     count: the largest number of items to return; None for all.
     Facts of each finding: `suggested`, the more probable label; `confidence`, the probability of the suggested label
     minus that of the item's own label.

@@ -89,7 +89,9 @@ def lay_out(
     places, distances: (n, k), the nearest other items, numbered from 0, and the distances to them.
     start: (n, 2), the initial positions, see `start_positions`.
     progress: called with the number of iterations done so far and the number of all iterations.
-    exaggeration: factor that increases attraction in the second phase; 1 for plain t-SNE.
+    seed: random seed of t-SNE.
+    exaggeration: factor that increases attraction in the second phase of the iterations; 1 for plain t-SNE. In the
+    first phase, which forms the clusters, attraction is always increased.
     Raises MissingExtraError if openTSNE is not installed.
     """
     check_installed()

@@ -66,7 +66,7 @@ class Neighbourhood:
     members: the items, sorted by id.
     places, distances: (n, k), the nearest other items as indices into `members`, and the distances to them.
     start: (n, 2), the initial positions of the layout.
-    generation: a number of the index that grows with every change.
+    generation: the index's counter of changes, as it was when the items were read.
     """
 
     members: Sequence[Member]
@@ -85,7 +85,7 @@ class ItemMap:
     cluster_ids: (n,) int32, the index of each item's cluster in `clusters`.
     clusters: the largest first.
     places, distances: (n, k), the nearest other items as indices into `members`, and the distances to them.
-    generation: a number of the index that grows with every change.
+    generation: the index's counter of changes, as it was when the items were read.
     """
 
     members: Sequence[Member]
@@ -102,9 +102,9 @@ class ItemMap:
         return np.array([member.item.id for member in self.members], np.int64)
 
     def columns(self) -> MapColumns:
-        """Returns the columns about the map that `export_parquet` writes.
+        """Returns the map as columns, which `export_parquet` adds to the table of the index's items.
 
-        They include the `EXPORTED` nearest neighbours of each item.
+        Each item has its position, its cluster and its `EXPORTED` nearest neighbours.
         """
         names = [cluster.name for cluster in self.clusters]
         near, away = self.places[:, :EXPORTED], self.distances[:, :EXPORTED]
@@ -135,6 +135,7 @@ def read_neighbours(
 ) -> Neighbourhood:
     """Returns all items of an index, the exact k nearest neighbours of each, and initial positions for `draw_map`.
 
+    snapshots: the index to examine, such as `engine.snapshots` of an `Engine`.
     seed: random seed of the initial positions. progress: called with the number of items searched so far and the number
     of all items.
     Raises UsageError if there are fewer items than `LEAST`, and MissingExtraError if openTSNE is not installed.
@@ -192,10 +193,12 @@ def keep(opened: OpenIndex, drawn: ItemMap, seed: int = 0) -> StoredMap:
 
 
 def representatives(positions: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Returns at most `count` row numbers of `positions`; any number of them, from the start, covers the map evenly.
+    """Returns at most `count` items that are spread over the map, as row numbers of `positions`.
 
     positions: (n, 2), one row for each item. The plane is divided into 4, 16, 64, … squares. At each step, for every
-    square without a chosen item, the item nearest to the square's centre is chosen.
+    square without a chosen item, the item nearest to the square's centre is chosen. So the items of the first steps,
+    which come first in the result, cover the map coarsely, and those of each further step more finely. The items of one
+    step are sorted by row of squares, so a result cut off within a step is denser on one side of the map.
     """
     n = len(positions)
     extent = max(float(np.ptp(positions, axis=0).max()), 1e-9)

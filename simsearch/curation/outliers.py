@@ -32,6 +32,7 @@ def outliers(
 ) -> list[Finding]:
     """Returns the `count` items with the highest scores, the highest first, each with its nearest neighbours.
 
+    snapshots: the index to examine, such as `engine.snapshots` of an `Engine`.
     Facts of each finding: `score`; `distance`, the mean distance to the k nearest neighbours.
     Raises UsageError if `count` or k is less than 1, or if the index has no items.
     """

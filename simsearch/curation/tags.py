@@ -39,6 +39,7 @@ def spread_labels(
 ) -> list[Finding]:
     """Returns the unlabelled items that a label reaches, the most certain first, each with its nearest neighbours.
 
+    snapshots: the index to examine, such as `engine.snapshots` of an `Engine`.
     seeds: the labels to spread, by item id. All other items then count as unlabelled, even if they have a label in the
     index. None: the labels in the index are spread.
     Facts of each finding: `label`; `confidence`, the probability of that label.
@@ -53,7 +54,7 @@ def spread_labels(
         labels = [seeds.get(item.id) if seeds else item.label for item in items]
         names, given = label_numbers(np.array(labels, object))
         if (given >= 0).all():
-            raise UsageError("all items have labels", hint="--tag NAME=LABEL spreads others")
+            raise UsageError("all items have labels", hint="--tag NAME=LABEL gives the labels to spread")
         probable = _spread(graph, given, len(names))
         best = probable.argmax(1)
         sure = probable[np.arange(len(items)), best]

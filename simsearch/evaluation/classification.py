@@ -55,8 +55,8 @@ def evaluate_classifier(
 ) -> ClassificationReport:
     """Measures the top-1 and top-5 error of a model on labelled pictures.
 
-    The label of a picture is the name of a class (`model.classes`) or the label of a class in the training data
-    (`model.labels`).
+    The class of a picture is found by the picture's label. The label may be the name of the class (`model.classes`), or
+    the label that the class had in the training data (`model.labels`), such as a WordNet id.
     crops: the number of patches by which each picture is classified, 1 or 10; see `simsearch.models.classify.patches`.
     progress: called with the number of pictures done and the number of all pictures.
     record: the pictures that the model was trained on and those that were held out; see `load.training_record`.
@@ -68,7 +68,7 @@ def evaluate_classifier(
     if held_out and not record.held_out:
         raise UsageError(
             f"the weights of {model.name} do not record which images were held out",
-            hint=f"`simsearch train` records it, for at most {MOST:,} images, unless it is told --held-out 0",
+            hint=f"`simsearch train` records them, except with --held-out 0 or more than {MOST:,} images",
         )
     numbers = {name: number for number, name in enumerate(check_classes(model))}
     numbers = {**numbers, **{name: number for number, name in enumerate(model.labels)}}

@@ -142,7 +142,8 @@ def _measure(
     def within(k: Any) -> NDArray[np.float64]:
         """Returns the number of relevant rows among the k nearest of each query: (b,).
 
-        k: one number, or an array that has, for each relevant row found (`place`), the k of its query.
+        k: one number for all queries. Or an array that has, like `place`, an element for each relevant row of each
+        query: the k of that query.
         """
         return np.bincount(query[place < k], minlength=count).astype(np.float64)
 

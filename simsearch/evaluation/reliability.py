@@ -48,7 +48,7 @@ class Reliability:
 
 @dataclass(frozen=True)
 class ReliabilityReport:
-    """How often matches have the query's label, by similarity; the matches of a query are its K nearest items.
+    """How often matches have the query's label, by similarity; the matches of a query are its `K` nearest items.
 
     queries: their number.
     right: the mean similarity of matches that have the query's label; None if there are none.
@@ -75,7 +75,7 @@ class ReliabilityReport:
 
 
 class NearestMatches:
-    """Collects the distances of the K nearest items of each query, and which of these items have the query's label.
+    """Collects the distances of the `K` nearest items of each query, and which of these items have the query's label.
 
     base: the items. queries: their features and labels.
     """

@@ -45,8 +45,9 @@ class RetrievalReport:
     chance: the expected P@k of a random ranking.
     scores: the mean of each measure over all queries, by name.
     classes: by label, the number of queries with the label, and their scores.
-    queries: the queries whose label another item has, from the worst average precision to the best.
-    count: the number of all queries.
+    queries: the queries for which the index has another item with the same label, from the worst average precision to
+    the best.
+    count: the number of all queries, including those without such an item.
     reliability: how often matches of a given similarity have the query's label.
     unknown: the number of query pictures that are left out, because no item has their label.
     """

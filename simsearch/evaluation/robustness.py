@@ -146,8 +146,8 @@ def of_index(
 ) -> dict[str, list[RobustnessPoint]]:
     """Measures the robustness of an index's features, with `count` random items as originals.
 
-    Returns the results of `measure` in a dictionary. The key is the name of the model, followed by the name of the
-    descriptor if the index uses one.
+    Returns the results of `measure` in a dictionary. The key is the name of the model. For features other than fc7
+    (option `--features`), the key ends with their name.
     hash_too: True to measure perceptual hashes as well, whose key is "perceptual hash".
     changes, seed, progress: as for `measure`. Raises UsageError if no image of the index can be read.
     """

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Stop:
-    """A switch that ends at once all fetches that it was passed to. Safe for several threads."""
+    """A switch: when it is set, every fetch that was given it ends at once. Safe for several threads."""
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
@@ -128,7 +128,7 @@ class Connection(io.RawIOBase):
 
 
 class ConnectionSocket:
-    """The methods of a socket that http.client calls.
+    """Makes a `Connection` look like a socket to http.client, with only the methods that http.client calls.
 
     `close` does nothing, because http.client closes the socket before the response is read.
     """

@@ -145,9 +145,11 @@ def _best_forms(a: Pixels, b: Pixels) -> tuple[Pixels, NDArray[np.int64]]:
 
 
 def _free(a: Pixels, b: Pixels, noise: float) -> Pixels:
-    """Returns (n,): a bonus to the correlation of each pair, which makes up for missing contrast.
+    """Returns (n,): a number to add to the correlation of each pair, so that two plain grey views count as alike.
 
-    The bonus is 1 if both views are a single grey, and tends to 0 with growing contrast.
+    Without contrast, the correlation itself is near 0. The number is 1 if both views are a single grey, and tends to 0
+    with growing contrast.
+    noise: the sum of squares, over a view's pixels, of deviations that are only noise.
     """
     sums = [((images - images.mean((1, 2), keepdims=True)) ** 2).sum((1, 2)) + noise for images in (a, b)]
     free: Pixels = noise / np.sqrt(sums[0] * sums[1])

@@ -2,11 +2,11 @@
 
 1. The action is written to the journal.
 2. The file is renamed. This loses no data, even if another process has just changed the file.
-3. The picture to keep is checked again. If it has vanished, the file is renamed back. The picture vanishes if both
-paths lead to one file, for example through two mounts that show different inodes, or if another process has just moved
-or deleted the picture.
-4. If the file was copied to another file system or replaced by a hard link, the renamed file is deleted. Its content
-has been read at another path before.
+3. The picture to keep is checked again. If it has vanished, the file is renamed back. The picture may have vanished
+because another process moved or deleted it. It also vanishes by step 2 if the two pictures are one file that both paths
+lead to, for example through two mounts that show different inodes.
+4. If the file was copied to another file system or replaced by a hard link, the renamed file is deleted. By then, the
+same content has been read from the copy or from the picture to keep.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Task:
 
     path: absolute path of the duplicate. digest: SHA-256 of its content when it was indexed.
     original: the picture that is kept.
-    target: the new path, for a move. into: the folder below which folders may be created for the target.
+    target: for a move, the new path of the file. into: for a move, the folder that files are moved to. `target` lies in
+    it or in a subfolder, which may have to be created.
     """
 
     path: str
@@ -55,10 +56,11 @@ class Task:
 
 
 def act(task: Task, do: str, journal: Journal) -> int:
-    """Carries out one action of `journal.ACTIONS` on a file and returns the size of the file in bytes.
+    """Carries out one action on a file and returns the size of the file in bytes.
 
-    Raises UnusableError or OSError if the action failed and was undone; if undoing failed too, `restore` can undo the
-    action later. Raises JournalError if the journal cannot be written; no further file may be acted on then.
+    do: the action, one of `journal.ACTIONS`.
+    Raises UnusableError or OSError if the action failed. The file is then at its old path, or `restore` can put it
+    back there later. Raises JournalError if the journal cannot be written; the caller must then act on no further file.
     """
     task.original.check()
     digest, facts = read_state(task.path)
@@ -66,7 +68,7 @@ def act(task: Task, do: str, journal: Journal) -> int:
         raise UnusableError("it has changed since it was indexed")
     state, kept = State.of(facts), task.original.state
     if kept is not None and (kept.device, kept.inode) == (state.device, state.inode) and state.inode:
-        raise UnusableError("it is another name of the picture to keep")
+        raise UnusableError("it is the same file as the picture to keep")
     if do == "hardlink":
         _check_linkable(task, facts)
     for place, info, into in _places(task, do, facts):
@@ -99,10 +101,11 @@ def act(task: Task, do: str, journal: Journal) -> int:
 
 
 def _places(task: Task, do: str, facts: os.stat_result) -> Iterator[tuple[str, str, str]]:
-    """Yields (new path, record, folder) for each free path that the file can get, the preferred path first.
+    """Yields the possible new paths of the file, the preferred one first, as (path, record, folder).
 
-    record: path of the file's record in the trash; "" for other actions. folder: for a move, the folder below which
-    folders may be created; else "". A file that becomes a hard link keeps its path.
+    record: for the trash, the path of the file's record; else "". folder: for a move, `task.into`; else "". A file that
+    becomes a hard link keeps its path.
+    do: the action. facts: the `os.stat` result of the file.
     """
     if do == "hardlink":
         yield task.path, "", ""
@@ -120,7 +123,7 @@ def _places(task: Task, do: str, facts: os.stat_result) -> Iterator[tuple[str, s
 def _check_linkable(task: Task, facts: os.stat_result) -> None:
     original = task.original
     if original.state is None:
-        raise UnusableError("the picture to keep is no file of its own")
+        raise UnusableError("the picture to keep is in an archive or a table")
     if original.digest != task.digest:
         raise UnusableError(OTHER_BYTES)
     other = os.lstat(original.path)
@@ -164,6 +167,7 @@ def _move_across(entry: Entry, state: State, original: Original) -> None:
     """Moves a file to another file system.
 
     The copy is written, flushed to disk, read back and given its new name before the old file is deleted.
+    entry: the action as announced in the journal. state, original: as in `_check`.
     """
     named = False
     with _deleting_on_error(entry.partial):
@@ -184,7 +188,10 @@ def _move_across(entry: Entry, state: State, original: Original) -> None:
 
 
 def _link(entry: Entry, state: State, original: Original) -> None:
-    """Replaces a file by a hard link to the picture to keep, which has the same content."""
+    """Replaces a file by a hard link to the picture to keep, which has the same content.
+
+    entry: the action as announced in the journal. state, original: as in `_check`.
+    """
     named = False
     with _deleting_on_error(entry.partial):
         link_new(original.path, entry.partial)
@@ -208,7 +215,7 @@ def _link(entry: Entry, state: State, original: Original) -> None:
 def _check(place: str, state: State, original: Original) -> None:
     """Raises UnusableError if the renamed file, now at `place`, has changed, or if the picture to keep is gone.
 
-    state: the state of the file when its content was read.
+    state: the state of the file when its content was read. original: the picture to keep.
     """
     if State.at(place) != state:
         raise UnusableError("it is being changed")

@@ -94,9 +94,9 @@ class Original:
 
     path: the absolute path of a file; for a picture in an archive or a table, the path to show.
     digest: SHA-256 of its content when it was indexed.
-    source, within: for a picture in an archive or a table, the archive or table and the path within it; None and "" for
-    a file.
-    state: the file as `check` found it; None before, and for a picture in an archive or a table.
+    source: the archive or table that contains the picture; None for a file. within: the path within `source`.
+    state: the state of a file when `check` read it. It is None until `check` is called. For a picture in an archive or
+    a table, it is always None.
     """
 
     def __init__(self, path: str, digest: bytes, source: Source | None = None, within: str = "") -> None:
@@ -205,7 +205,7 @@ def copy_facts(old: str, new: str) -> None:
 
 
 def make_folders(path: str) -> list[str]:
-    """Creates a folder and its missing parents on disk; returns the created folders, the deepest first."""
+    """Creates a folder and its missing parents, flushed to disk. Returns those that were missing, the deepest first."""
     missing = []
     while not os.path.isdir(path):
         missing.append(path)

@@ -35,10 +35,10 @@ def without_ignored(index: OpenIndex, groups: Groups) -> Groups:
 
 
 def matcher(index: OpenIndex) -> Callable[[Sequence[str]], bool]:
-    """Returns a function that takes the `contents` of a group and returns True if the group is ignored.
+    """Returns a function that tells if a group is ignored: it takes the digests of the group and returns True or False.
 
-    A group is ignored if an ignored group contains all of its files. Raises IndexDamagedError if `ignored.json` is
-    damaged.
+    The digests of a group are the result of the function `contents`. A group is ignored if an ignored group contains
+    all of its files. Raises IndexDamagedError if `ignored.json` is damaged.
     """
     known: dict[str, list[Counter[str]]] = {}
     for digests in _read(index):
@@ -57,7 +57,7 @@ def ignore(index: OpenIndex, groups: Iterable[Sequence[Member]]) -> None:
     """Marks groups as not being duplicates.
 
     Raises IndexLockedError if another process is writing to the index, IndexDamagedError if `ignored.json` is damaged,
-    and UsageError if it cannot be written or the index is not on disk.
+    and UsageError if `ignored.json` cannot be written or if the index is not on disk.
     """
     change(index, [contents(group) for group in groups], True)
 
@@ -65,7 +65,7 @@ def ignore(index: OpenIndex, groups: Iterable[Sequence[Member]]) -> None:
 def change(index: OpenIndex, groups: Iterable[Sequence[str]], ignored: bool) -> None:
     """Marks groups as not being duplicates, or removes that mark if `ignored` is False.
 
-    groups: the `contents` of each group. Raises the same errors as `ignore`.
+    groups: for each group, the digests that the function `contents` returns. Raises the same errors as `ignore`.
     """
     opened = on_disk(index)
     changed = [sorted(group) for group in groups]

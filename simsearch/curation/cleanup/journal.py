@@ -42,13 +42,13 @@ class Entry:
     """The announcement of one action on a duplicate.
 
     n: number of the action, from 1. do: one of ACTIONS.
-    path: the duplicate. to: its new path; equal to `path` for a hard link.
+    path: the path of the duplicate. to: its new path. A hard link keeps the path, so `to` is equal to `path`.
     kept: path of the picture that is kept.
     sha256: of the duplicate's content; for a hard link, also of the content of `kept`.
     token: a random part of the names of temporary files.
     mode, stamp: permissions and modification time (ns) of the duplicate.
     info: path of the duplicate's record in the trash; "" for other actions.
-    into: the folder below which folders may have been created for `to`; "" if none were.
+    into: for a move, the folder that files are moved to; else "". `restore` deletes its subfolders that become empty.
     """
 
     n: int
@@ -100,7 +100,7 @@ class JournalError(UsageError):
 class Journal:
     """Creates a journal and writes its lines; each line is on disk when the method returns.
 
-    path: of the new file. action: one of ACTIONS. index: the name of the index.
+    path: the path of the journal to create. action: one of ACTIONS. index: the name of the index.
     Raises UsageError if the file exists or cannot be created; the methods raise JournalError if a line cannot be
     written.
     """

@@ -40,7 +40,8 @@ class KeepRule:
     def parse(cls, text: str, against: bool = False) -> KeepRule:
         """Returns the rule for a value of the option `--keep`. Raises UsageError.
 
-        against: True if the command has another index to compare with, which the rule "against" needs.
+        against: True if the user's index is compared with another one. Otherwise the rule named "against", which keeps
+        pictures of the other index, is an error.
         """
         if text.startswith(_UNDER):
             folder = os.path.expanduser(text.removeprefix(_UNDER))
@@ -50,14 +51,15 @@ class KeepRule:
         if text not in RULES or text == "under:DIR":
             raise UsageError(f"{text!r} is no rule of what to keep", hint=", ".join(RULES))
         if text == "against" and not against:
-            raise UsageError("there is nothing to keep pictures against", hint="name it: --against INDEX|FOLDER")
+            raise UsageError("--keep against needs another index or a folder", hint="--against INDEX|FOLDER")
         return cls(text)
 
     def __call__(self, members: Sequence[Member]) -> int | None:
         """Returns the position in `members` of the member to keep; None if the rule permits none of them.
 
-        A link is never chosen. A picture in an archive or a table of the user's own index is chosen only if the rule
-        permits no separate file. Of equally good members the first is chosen.
+        A link is never chosen. A picture in an archive or a table is chosen only if the rule permits no separate file,
+        or if the picture belongs to another index that the user's index is compared with. Of equally good members the
+        first is chosen.
         """
         places = [place for place, member in enumerate(members) if self.permits(member)]
         if any(is_file(members[place]) for place in places):

@@ -21,7 +21,8 @@ from simsearch.search.duplicates import Member
 class Decision:
     """The decision about a member of a group.
 
-    action: "keep", "leave", one of `journal.ACTIONS`, or "copy" for a duplicate if no action was asked for.
+    action: "keep", "leave", one of `journal.ACTIONS`, or "copy". With "copy", the member is a duplicate that nothing is
+    done with, because the user asked for no action.
     reason: the reason for "leave". target: the new path, for a move.
     """
 
@@ -89,8 +90,8 @@ def make_plan(
 
     groups: the result of `duplicate_groups(..., keep=rule)`, where the first member of each group is the one to keep.
     action: one of `journal.ACTIONS`, or "" to only choose the member to keep.
-    limit: the largest distance from the kept picture at which a member is acted on. If the pixels of the two were
-    compared, they decide instead (`Member.is_near`).
+    limit: the largest distance from the kept picture at which a member is acted on. If the pixels of the two pictures
+    were compared, the result of that comparison decides, and not the distance (`Member.is_near`).
     into: the folder that files are moved to.
     Raises UsageError if a moved file would lie in a source, where the next build would find it.
     """
@@ -156,7 +157,10 @@ def _relative(member: Member) -> str:
 
 
 def _check_target(plan: Plan, groups: Sequence[Sequence[Member]]) -> None:
-    """Raises UsageError if the next build would find a moved file."""
+    """Raises UsageError if a file would move to a place in a source, where the next build would find it.
+
+    groups: the members of the groups, which tell the folders that are sources.
+    """
     folders = {m.source.folder or "" for group in groups for m in group if m.own and m.source.kind == "folder"}
     for group in plan.groups:
         for decision in group:

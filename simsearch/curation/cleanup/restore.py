@@ -116,7 +116,7 @@ def _unlink_again(record: Record, journal: Path) -> bool:
         elif _has(entry.path, entry):
             os.replace(entry.aside, entry.path)
         else:
-            raise UnusableError(f"it was changed after it was linked; the picture as it was is {entry.aside}")
+            raise UnusableError(f"it was changed after it was linked; its old content is in {entry.aside}")
         sync_folders(entry.path)
         return True
     if os.path.lexists(entry.path):
@@ -154,7 +154,8 @@ def _has(path: str, entry: Entry) -> bool:
 def _unlink_copy(copy: str, path: str) -> bool:
     """Deletes `copy`, a copy of the file at `path`, and returns True.
 
-    Returns False and deletes nothing if both paths lead to the only name of one file, for example through two mounts.
+    If both paths lead to one file that has no second name, for example through two mounts, deleting `copy` would delete
+    the file. Then nothing is deleted, and the result is False.
     """
     one, other = os.lstat(copy), os.lstat(path)
     if (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino) and one.st_nlink < 2:

@@ -37,7 +37,7 @@ class Report:
 
 
 def journal_path() -> Path:
-    """Returns the path of a new journal in the current folder, named by the time."""
+    """Returns the path of a new journal in the current folder, with the date and time in its name."""
     return Path(f"simsearch-cleanup-{datetime.datetime.now():%Y%m%d-%H%M%S}.jsonl")
 
 
@@ -47,7 +47,7 @@ def carry_out(plan: Plan, index: str, journal: Path | None = None, progress: Pro
     A file that cannot be acted on is left where it is and does not stop the others; a full disk ends the run.
     index: the name of the index, for the journal. journal: the path of the new journal; None for `journal_path()`.
     Raises UsageError if the plan needs a trash and this system has none, if the path to move files to is not a folder,
-    or if the journal cannot be written. Actions that were done before are in the journal.
+    or if the journal cannot be written. If this happens after some actions, the journal contains these actions.
     """
     report = Report(plan)
     if plan.action == "trash":

@@ -68,9 +68,10 @@ def _home_trash() -> str:
 
 
 def _above_trash(folder: str) -> str:
-    """Returns `.Trash` for a trash `.Trash/UID`, and the trash itself for `.Trash-UID`.
+    """Returns the folder directly in the mount point that is the trash or contains it.
 
-    The returned folder lies directly in the mount point of the file system.
+    A file system has its trash in the folder `.Trash/UID`, where the result is `.Trash`, or in `.Trash-UID`, where the
+    result is that folder.
     """
     return os.path.dirname(folder) if os.path.basename(os.path.dirname(folder)) == ".Trash" else folder
 

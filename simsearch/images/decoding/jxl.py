@@ -1,4 +1,7 @@
-"""Reads JPEG XL with a plugin (extra `[jxl]`), which decodes a file when opening it; the size is checked before."""
+"""Reads JPEG XL with a plugin (extra `[jxl]`).
+
+The plugin decodes a file as soon as it opens the file, so the size of the picture is checked before that.
+"""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ def to_rgb(image: Image.Image, top: float | None = None) -> Image.Image:
     """Converts an image of any Pillow mode to 8-bit RGB, in sRGB. Transparent parts become white.
 
     Values of more than 8 bits are scaled down. Colours are converted by the ICC profile in `image.info`.
-    top: the largest value of the whole image, if `image` is a part of an image of 32-bit values.
+    top: for an image of 32-bit values, its largest value (see `largest_value`). If `image` is only a part of an image,
+    this must be the largest value of the whole image. None to find the largest value in `image`.
     """
     profile = image.info.get("icc_profile")
     transparency = "transparency" in image.info
@@ -61,10 +62,11 @@ def without_unused_alpha(image: Image.Image) -> Image.Image:
 def eight_bits(values: NDArray[np.generic], top: float | None = None) -> NDArray[np.uint8]:
     """Scales values of 32 bits to 0..255.
 
-    top: the largest value; None to find it in `values`.
-    Floats are multiplied by 255 if top is at most `_HIGHLIGHTS`, and those above 1 become white. Otherwise, values stay
-    as they are if top is at most 255. They are scaled from 0..65535 if top is at most 65535, and from 0..top if it is
-    larger.
+    top: the largest value; None to find it in `values`. It tells the range that the values are scaled from:
+    floats with a top of at most `_HIGHLIGHTS`: from 0..1; larger values become white.
+    other values with a top of at most 255: from 0..255, so they stay as they are.
+    values with a top of at most 65535: from 0..65535.
+    values with a larger top: from 0..top.
     """
     top = largest_finite(values) if top is None else top
     array = np.maximum(np.nan_to_num(values.astype(np.float64), posinf=top), 0.0)

@@ -132,7 +132,7 @@ def on_canvas(image: Image.Image, place: tuple[int, int], size: tuple[int, int])
 
 
 def fix_transparency(image: Image.Image) -> None:
-    """Scales the grey level that a 2-bit or 4-bit PNG declares transparent to 8 bits, as Pillow scales the pixels.
+    """Corrects the transparent grey level of a 2-bit or 4-bit PNG: scales it to 8 bits, as Pillow scales the pixels.
 
     Call it before the picture is loaded.
     """

@@ -56,8 +56,8 @@ def _reduced(image: Image.Image, factor: int) -> Image.Image:
 def _middle(image: Image.Image) -> Image.Image:
     """Returns the middle of a decoded panorama in RGB. Its longer side is at most `MIDDLE` times the shorter one.
 
-    No preprocessing needs a longer part. Both ends lose the same length, so that the result does not depend on the way
-    the image will be turned.
+    A network sees only a square at the centre, which lies in this part. Both ends lose the same length, so that the
+    result does not depend on the way the image will be turned.
     """
     width, height = image.size
     across, down = (max(0, side - MIDDLE * min(width, height)) // 2 for side in (width, height))

@@ -12,8 +12,9 @@ Part = bytes | tuple[int, int]
 
 
 def spliced(file: IO[bytes], parts: Sequence[Part]) -> IO[bytes]:
-    """Returns a read-only file that consists of `parts`, in this order. Ranges among the parts refer to `file`.
+    """Returns a read-only file that consists of `parts`, in this order.
 
+    parts: each is a bytes object, or a pair (start, end) for the bytes of `file` from start to end - 1.
     Closing the result does not close `file`.
     """
     return io.BufferedReader(_Splice(file, parts))

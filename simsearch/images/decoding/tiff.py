@@ -78,8 +78,8 @@ def corrected(image: Image.Image, file: IO[bytes]) -> Image.Image:
 def finished(image: Image.Image, tile: Any) -> Image.Image:
     """Returns a loaded TIFF with its grey levels and colours corrected by its tags.
 
-    tile: the first item of the image's `tile` before loading, which tells how Pillow decodes it; None if there was
-    none.
+    tile: the first item of `image.tile`, the list by which Pillow decodes an image. It must be taken before the image
+    is loaded. None if the list was empty.
     """
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return image
@@ -215,7 +215,10 @@ def _levels(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _native(tile: Any) -> Any:
-    """Returns an item of Pillow's `tile`. If libtiff decodes the item, its raw mode gets the machine's byte order."""
+    """Returns the tile, with its raw mode corrected if libtiff decodes it; see `_NATIVE`.
+
+    tile: an item of `image.tile`, the list by which Pillow decodes an image.
+    """
     if tile.codec_name == "libtiff" and tile.args[0] in _NATIVE:
         return tile._replace(args=(_NATIVE[tile.args[0]], *tile.args[1:]))
     return tile

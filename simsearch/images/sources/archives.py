@@ -139,9 +139,9 @@ def _offset(pair: tuple[str, tarfile.TarInfo]) -> int:
 
 
 def _kept_by_links(members: Sequence[tarfile.TarInfo]) -> dict[str, tarfile.TarInfo]:
-    """Returns the files that can only be reached through a hard link. The keys are the paths of such links.
+    """Returns the files that can only be reached through hard links, by the paths of these links.
 
-    A later member of the archive has taken the name of such a file.
+    The own name of such a file leads to a later member of the archive that has the same name.
     """
     seen: dict[str, tarfile.TarInfo] = {}
     for member in members:
@@ -212,9 +212,11 @@ class TarSource(Source):
         return self._members
 
     def _follow_links(self, members: dict[str, tarfile.TarInfo], files: dict[str, tarfile.TarInfo]) -> None:
-        """Finds the file that each link leads to, and counts the links that lead to no file.
+        """Puts the path of the file that each link leads to into `_links`, and counts the links that lead to no file.
 
-        A hard link contains the name of a member, a symbolic link contains a path relative to its own folder.
+        members: all members by path. files: the regular files among them.
+        Also counts the pipes and devices. A hard link contains the name of a member, a symbolic link contains a path
+        relative to its own folder.
         """
         texts = {path: member.linkname for path, member in members.items() if member.issym()}
         hard = {path: member_path(member.linkname) for path, member in members.items() if member.islnk()}
