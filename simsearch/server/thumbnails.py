@@ -31,7 +31,7 @@ _FORMATS = {
 def file(served: ReloadableIndex, number: int, budget: MemoryBudget) -> tuple[IO[bytes], str | None]:
     """Returns an item's open file, and its media type or None if browsers cannot show the file. Raises ImageError.
 
-    budget: memory for decoding.
+    number: the item's id. budget: memory for decoding.
     """
     opened = served.run(lambda engine: engine.open_image(number, budget=budget))
     try:
@@ -41,7 +41,7 @@ def file(served: ReloadableIndex, number: int, budget: MemoryBudget) -> tuple[IO
 
 
 def digest(served: ReloadableIndex, number: int) -> bytes:
-    """Returns the SHA-256 that an item's file had when it was indexed."""
+    """Returns the SHA-256 that an item's file had when it was indexed. number: the item's id."""
     return served.run(lambda engine: engine.item(number).digest)
 
 
@@ -75,7 +75,8 @@ class Thumbnails:
     def get(self, served: ReloadableIndex, number: int, digest: bytes, size: int, budget: MemoryBudget) -> bytes:
         """Returns the item's image as JPEG, within `size` x `size` pixels. Raises ImageError if it cannot be read.
 
-        digest: SHA-256 of the item's file. budget: memory for decoding.
+        number: the item's id. digest: the SHA-256 of the item's file; thumbnails are kept under digest and size.
+        budget: memory for decoding.
         """
         with self._lock:
             if (known := self._cache.get((digest, size))) is not None:

@@ -1,7 +1,7 @@
 """Adds and removes images over HTTP.
 
-Added images are files in the folder `uploads/` inside the index. A manifest lists these files; it is one of the sources
-of the index.
+Added images are files in the folder `uploads/` inside the index. A manifest lists these files. It is recorded in the
+index as a source, which is a place that builds read images from, such as a folder or an archive.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Uploads:
     def add(self, engine: Engine, query: dict[str, Any], largest: int, budget: MemoryBudget) -> tuple[int, bool]:
         """Adds an image; returns its item's id, and True if the item is new. Raises SimsearchError.
 
-        An image that was uploaded before keeps the label and metadata that it has.
-        query: `image` (bytes), and optionally `label` and `metadata`. largest: the most pixels. budget: memory for
-        decoding.
+        If the image was uploaded before, its label and metadata stay as they are, and those in `query` are ignored.
+        query: `image` (bytes), and optionally `label` and `metadata`.
+        largest: the maximum number of pixels of the image. budget: memory for decoding.
         """
         data: bytes = query["image"]
         with budget.hold(memory.peak_memory(data, engine.recipe.resize)):
@@ -76,10 +76,11 @@ class Uploads:
             return found, True
 
     def _list_again(self, engine: Engine, folder: Folder, number: int, data: bytes) -> None:
-        """Writes the file and the manifest line of an uploaded picture again, if they are missing.
+        """Writes the file of an uploaded picture and its line in the manifest again, if they are missing.
 
-        An interrupted removal leaves an item without them. The next build would complete the removal, although the
-        picture has been uploaded again. number: the id of the item. data: the bytes of the picture.
+        A removal deletes the line before the item. If it is interrupted in between, the next build removes the item.
+        That would be wrong here, since the picture has been uploaded again.
+        number: the id of the item. data: the bytes of the picture.
         """
         item = engine.item(number)
         if not folder.exists(item.path):
@@ -89,7 +90,10 @@ class Uploads:
                 upload_folder.append_line(folder, _line(item.path, item.label, item.metadata))
 
     def sweep(self, indexes: Iterable[ReloadableIndex]) -> None:
-        """Removes the files that interrupted processes left in the indexes. Errors are ignored."""
+        """Deletes the files that interrupted processes left in `uploads/`, in each of the indexes. Ignores errors.
+
+        These are incomplete files, and pictures that have neither an item nor a line in the manifest.
+        """
         for served in indexes:
             with contextlib.suppress(SimsearchError, OSError):
                 served.run_once(self._sweep)
@@ -101,7 +105,7 @@ class Uploads:
                 self._sweep_once(engine, folder)
 
     def _sweep_once(self, engine: Engine, folder: Folder) -> None:
-        """Removes the files that interrupted processes left in a folder, the first time that the folder is used."""
+        """Does what `sweep` does, for one folder `uploads/`; later calls of this process for this folder do nothing."""
         if folder.identity not in self._swept:
             self._swept.add(folder.identity)
             with contextlib.suppress(SimsearchError, OSError):  # the next process tries again
@@ -139,7 +143,7 @@ class Uploads:
 
 
 def _line(name: str, label: str | None, metadata: dict[str, Any]) -> str:
-    """Returns the line of the manifest, a JSON object, for a picture. name: the name of its file."""
+    """Returns the line that lists a picture in the manifest: a JSON object. name: the name of the picture's file."""
     return json.dumps({**metadata, "path": name, "label": label})
 
 
@@ -153,7 +157,7 @@ def _find(engine: Engine, name: str) -> int | None:
 
 
 def manifest_path(engine: Engine) -> str:
-    """Returns the path of the manifest of uploads, which is also the root of a source of the index."""
+    """Returns the path of the manifest of uploads. The index has recorded it as the root (location) of a source."""
     return upload_folder.manifest_path(engine.index)
 
 
@@ -165,7 +169,10 @@ def _forget(folder: Folder, name: str) -> None:
 
 @contextlib.contextmanager
 def _writes(folder: Folder) -> Iterator[None]:
-    """In the `with` block, turns an OSError into a UsageError, except an OSError that is a SimsearchError."""
+    """In the `with` block, turns an OSError into a UsageError.
+
+    A SimsearchError is not changed, even one that is also an OSError, such as IndexNotFoundError.
+    """
     try:
         yield
     except SimsearchError:

@@ -154,7 +154,7 @@ def _sum_where(connection: sqlite3.Connection, table: str, clause: str = "", val
             return sum(map(_item_hash, rows))
         return sum(_hash(table.encode() + b"".join(map(_packed, row))) for row in rows)
     except (TypeError, AttributeError, struct.error) as error:
-        raise IndexDamagedError(f"items.sqlite: a value of the table {table} is of another type") from error
+        raise IndexDamagedError(f"items.sqlite: a value of the table {table} has the wrong type") from error
 
 
 def _item_hash(row: Sequence[Any]) -> int:

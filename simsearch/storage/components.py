@@ -34,7 +34,8 @@ def write(folder: Folder, projection: Projection) -> str:
 def record(folder: Folder, model: Model) -> dict[str, Any]:
     """Writes a model's principal components, if it has any; returns the definition of its features for `meta.json`.
 
-    The definition is {} for a model that computes the plain features. Only a `DescriptorModel` computes other features.
+    The definition is {} for a model that computes the plain features, those of the network's last hidden layer. Only a
+    `DescriptorModel`, which `build --features` uses, computes other features.
     """
     if not isinstance(model, DescriptorModel):
         return {}
@@ -78,15 +79,16 @@ def read_recorded(folder: Folder | None, meta: Meta) -> Projection | None:
     if digest is None:
         return None
     if folder is None:
-        raise IndexDamagedError(f"the components of the features {meta.features} are missing")
+        raise IndexDamagedError(f"the principal components for the features {meta.features} are missing")
     return read(folder, str(digest))
 
 
 def apply(model: Model, folder: Folder | None, meta: Meta) -> Model:
     """Returns the model that computes the features of an index.
 
-    This is the base model itself, or a `DescriptorModel`, which computes other features with the base model.
-    model: the base model, or a `DescriptorModel`, of which only the base model is used.
+    The base model computes the plain features, those of the network's last hidden layer. If the index has them, the
+    base model itself is returned; else a `DescriptorModel`, which computes the index's features with the base model.
+    model: a base model, or a `DescriptorModel`, of which only the base model is used.
     Raises IndexDamagedError if the principal components are missing or damaged, or have another dimension than the
     index.
     """

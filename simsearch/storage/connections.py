@@ -52,8 +52,9 @@ class Connections:
     def _leave(self) -> None:
         """Drops all connections in a forked child process, where SQLite forbids using them; `borrow` opens new ones.
 
-        SQLite's state, which the fork has copied, says that the child holds the locks of the old connections. Only the
-        parent holds them, so the child takes a lock of its own.
+        A fork does not pass locks on files to the child. But it copies SQLite's variables, so SQLite in the child
+        believes that it holds the locks of the parent's connections. In place of the lock of the reserve connection,
+        this takes a lock that the child really holds; see `DatabaseFile.lock_shared`.
         """
         fork.never_close((self._idle, self._reserve))
         if self._copy is not None:

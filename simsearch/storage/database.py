@@ -65,7 +65,8 @@ class Database:
     """The database `items.sqlite` of an index. Thread-safe; a caller that writes must hold the writer lock.
 
     create: True to create the file and its tables if they are missing.
-    shards: the feature files. Compactions replace them; each reader gets the files that belong to its snapshot.
+    shards: the feature files. `compact` replaces them by files without the rows of removed items. Each reader gets the
+    files that belong to its snapshot.
     folder: the open folder of the index; by default, the parent folder of `path` is opened.
     """
 
@@ -193,6 +194,7 @@ class Database:
         """Records a source of images, or updates the options of a source that is recorded already; returns the record.
 
         kind, root: the kind of the source and its path or address. index: the absolute path of the index.
+        options: the settings of builds for this source.
         absorbed: (number, path relative to `root`) of each recorded source that lies inside this source. The items of
         these sources become items of this source.
         """
@@ -239,9 +241,11 @@ class Database:
 
 
 def _absorb(connection: sqlite3.Connection, narrow: int, broad: int, prefix: str) -> None:
-    """Moves all items and failures of the source `narrow` to the source `broad`, and deletes the record of `narrow`.
+    """Merges a source of images into another source that contains it, for example a folder into its parent folder.
 
-    prefix: the path of `narrow` relative to `broad`.
+    All items and failures of `narrow` become items and failures of `broad`, and the record of `narrow` is deleted.
+    narrow, broad: the numbers of the inner and the outer source.
+    prefix: the path of the inner source, relative to the outer source.
     """
     start = os.fsencode(prefix + "/")
     for table in ("items", "failures"):

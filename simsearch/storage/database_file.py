@@ -84,8 +84,8 @@ class DatabaseFile:
         opening, and again once all files are open. If the folder has moved in between, the connection is closed, and
         another attempt is made.
 
-        mode: "rw", or "ro" for read-only. Closing an "ro" connection never applies the log, which may be that of
-        another file.
+        mode: "rw", or "ro" for read-only. If the last connection is "rw", SQLite applies the log at the path when the
+        connection is closed. By then, this log may belong to another database. With "ro", SQLite never does that.
         first: True if this process has no other connection to the file.
         """
         failure: sqlite3.Error | None = None

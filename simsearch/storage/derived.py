@@ -102,10 +102,12 @@ def read_arrays(folder: Folder, name: str) -> dict[str, NDArray[Any]]:
 
 
 def structure_folder(index: Folder, name: str, create: bool = False) -> Folder:
-    """Opens the folder of a search structure, such as a FAISS index or a sketch: a subfolder of `derived/`.
+    """Opens the subfolder of `derived/` that has the files of one search structure.
 
-    index: the index's folder. name: 16 hexadecimal digits. create: True to create the folder if it is missing.
-    Raises IndexDamagedError for any other name, and OSError.
+    A search structure makes searches faster: an approximate search, or a sketch (short codes of all rows).
+    index: the index's folder. create: True to create the subfolder if it is missing.
+    name: the name of the subfolder, 16 hexadecimal digits chosen at random.
+    Raises IndexDamagedError for a name that does not consist of 16 hexadecimal digits. Raises OSError.
     """
     if not _NAME.fullmatch(name):
         raise IndexDamagedError(f"{index.path / FOLDER}: {name!r} does not name a search structure")
@@ -130,7 +132,8 @@ def problems(index: Folder) -> list[str]:
 def _files(index: Folder) -> Iterator[tuple[Folder, str]]:
     """Yields (folder, name) of each derived file of an index.
 
-    Leaves out files that are still being written, and the files of a build on a cluster.
+    Leaves out files that are still being written, and the folder `derived/work/`, where a build on several machines
+    keeps its files.
     """
     try:
         top = index.child(FOLDER)

@@ -5,8 +5,9 @@ a header page, followed by its rows without gaps, little-endian. A writer append
 number of rows in SQLite. Rows beyond the committed number are left over from an interrupted write, and the next write
 overwrites them. Readers map the files into memory.
 
-`compact` writes new files, and deletes the old ones after its commit. The number of compactions is part of a file's
-name, so that no name is used twice. A reader that has opened the old files can still read them.
+The rows of removed items stay in the files until a compaction (`simsearch compact`): it writes new files without these
+rows, commits, and deletes the old files. The number of compactions so far is part of a file's name, so that no name is
+used twice. A reader that has opened the old files can still read them.
 """
 
 from __future__ import annotations
@@ -93,10 +94,11 @@ class FeatureFiles:
     def keep_open(self, rows: int) -> bool:
         """Opens the files of the first `rows` rows, so that they stay readable after `compact` has deleted them.
 
-        Returns False if a file cannot be opened. But if the limit of open files is reached, returns True and keeps none
-        of the new files open.
-        Raises IndexDamagedError if the files are large and have holes, which are parts that were never written:
-        simsearch writes no such files, and a search would take far longer than their size on disk suggests.
+        Returns True if all files are open now, and False if a file cannot be opened. There is one exception: if the
+        limit of open files is reached, returns True, but keeps none of the new files open.
+        Raises IndexDamagedError if the rows take more than 1 GiB and a file has holes, which are parts that were never
+        written. simsearch writes no files with holes. A search would read the holes as zeros, which would take far
+        longer than the files' size on disk suggests.
         """
         if rows <= self._open_rows:
             return True

@@ -80,9 +80,9 @@ class Condition:
         return None if self.field in _COLUMNS else replace_surrogates(self.field.removeprefix("metadata."))
 
     def check(self) -> None:
-        """Raises UsageError if the field is one of `NUMBERS` and a value is not a number.
+        """Raises UsageError if the field is id, width, height or bytes (see `NUMBERS`) and a value is not a number.
 
-        The operator "~" is not checked: it takes any text.
+        A condition with the operator "~" is not checked, since this operator takes any text.
         """
         if self.field not in NUMBERS or self.operator == "~":
             return
@@ -153,8 +153,9 @@ def _ordered(value: Any) -> float | int | None:
 def _metadata_value(key: str) -> tuple[str, list[Any]]:
     """Returns an SQL expression for the value of a field in the metadata, and its parameters.
 
-    Uses json_extract, which is faster, unless JSON escapes characters in the field's name: how json_extract looks up
-    such names depends on the version of SQLite.
+    For most names of fields, this is json_extract, which is faster than json_each. For a name that JSON writes with
+    escapes (with quotes, backslashes, or characters that are not printable ASCII), it is json_each: versions of SQLite
+    differ in how json_extract looks up such a name.
     """
     if key.isascii() and key.isprintable() and not {'"', "\\"} & set(key):
         return "json_extract(metadata, ?)", [f'$."{key}"']
@@ -180,9 +181,10 @@ def select(connection: sqlite3.Connection, column: str, wanted: Sequence[Conditi
 def check_fields(connection: sqlite3.Connection, wanted: Iterable[Condition], found: int) -> None:
     """Raises UsageError for a condition that must be a mistake.
 
-    This is a condition on a field that no item's metadata has, or a condition with <, >, <= or >= that compares numbers
-    in the metadata with a text. Conditions with "!=" are always checked, since items without the field meet them. The
-    other conditions are checked only if no item was found.
+    There are two such mistakes: a field that no item's metadata has, and a text after <, >, <= or >= although all
+    values of the field in the metadata are numbers.
+    If items were found, only conditions with "!=" are checked: items without the field meet such a condition, so items
+    are found even if the field's name is misspelt. If no item was found, conditions with any operator are checked.
     found: the number of items that meet all conditions.
     """
     for condition in wanted:
@@ -218,7 +220,8 @@ def _no_field(name: str, known: Sequence[str]) -> UsageError:
 def conditions(where: Where | None) -> list[Condition]:
     """Parses `where`, a mapping or a list, into conditions. An item must meet all of them. Raises UsageError.
 
-    A field may have several values: {"label": ["cat", "dog"]} and ["label=cat", "label=dog"] match both cats and dogs.
+    If a field has several values with "=", they become one condition, and an item needs to have only one of the values.
+    So {"label": ["cat", "dog"]} and ["label=cat", "label=dog"] both match the cats and the dogs.
     """
     if where is None:
         return []

@@ -150,7 +150,8 @@ class Folder:
     def open(self, name: str, flags: int = os.O_RDONLY) -> int:
         """Opens a regular file; returns the descriptor, which the caller closes. flags: as for `os.open`.
 
-        Raises OSError; for a link, folder, pipe or device, raises NotRegularError without waiting for it.
+        Raises NotRegularError for a link, folder, pipe or device. Does not block, even for a pipe that no process
+        writes to. Raises OSError if the file cannot be opened.
         """
         path = self.path / name
         with contextlib.suppress(FileNotFoundError):
@@ -249,8 +250,8 @@ class Pinned:
     """A file that is kept open as long as this object exists, so that no other file gets its inode number.
 
     identity: the file's device and inode number.
-    The file is opened with O_PATH, since closing an ordinary descriptor would drop SQLite's locks on it. Without
-    O_PATH, as on macOS, it is not kept open.
+    The file is opened with O_PATH. If a process closes an ordinary descriptor of a file, it loses its locks on this
+    file, including those of SQLite. On systems without O_PATH, such as macOS, the file is not kept open.
     """
 
     def __init__(self, identity: tuple[int, int], descriptor: int | None) -> None:

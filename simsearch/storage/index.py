@@ -50,7 +50,7 @@ class Index:
         if is_address(path):
             raise UsageError(
                 f"{os.fspath(path)} is not an index on disk",
-                hint="collections can be searched, and are written by `push`",
+                hint="a Milvus collection can be searched; `simsearch push` writes it",
             )
         self.path, self.roots = Path(path), dict(roots or {})
         with contextlib.ExitStack() as opened:
@@ -215,7 +215,7 @@ class Index:
     # -- writing
 
     def identity_now(self) -> Identity | None:
-        """Returns the `Identity` of the index that is now at the path; None if there is no complete index."""
+        """Returns the `Identity` (inode numbers) of the index now at the path; None if there is no complete index."""
         return identity_at(self.folder.place)
 
     def check_in_place(self) -> None:
@@ -232,8 +232,8 @@ class Index:
 
         patience: seconds to wait for another writer.
         Raises IndexLockedError if another writer does not finish in time. Raises IndexReplacedError if this index is no
-        longer at its path when the block begins or ends; even then, the block has written to this index and not to
-        another.
+        longer at its path: before the block, which then does not run, or after the block. In the second case, the block
+        has written to this index, and not to the index that is at the path now.
         """
         try:
             self.check_in_place()
@@ -267,12 +267,13 @@ def on_disk(opened: OpenIndex) -> Index:
     if isinstance(opened, Index):
         return opened
     raise UsageError(
-        f"{opened.path} is not changed in place", hint="change the index that it was pushed from, and push again"
+        f"{opened.path} is a Milvus collection, not an index on disk",
+        hint="use the index on disk that was pushed to it; after a change, push again",
     )
 
 
 def identity_at(path: str | os.PathLike[str]) -> Identity | None:
-    """Returns the `Identity` of the index at a path; None if there is no complete index."""
+    """Returns the `Identity` (inode numbers) of the index at a path; None if there is no complete index."""
     place = os.fspath(path)  # called for each request of a service: strings are faster than pathlib
     folder, database = identity_of(place), identity_of(f"{place}/{DATABASE}")
     if (0, 0) in (folder, database, identity_of(f"{place}/meta.json")):

@@ -36,7 +36,9 @@ def failures(index: OpenIndex) -> list[tuple[str, str]]:
 def open_image(index: OpenIndex, number: int, *, decodes: bool = True, budget: MemoryBudget | None = None) -> IO[bytes]:
     """Opens an item's image file for reading, after checking that it is the indexed image. The caller closes the file.
 
-    number: the item's id. decodes, budget: see `recorded.open_recorded`.
+    number: the item's id. budget: memory that all images being decoded share; None for no limit.
+    decodes: True to check that the image can be decoded. False is for a caller that decodes the image itself and hands
+    out only its pixels.
     Raises ItemNotFoundError, and ImageError if the file is gone, was changed after indexing, or is outside its source.
     """
     with index.reading() as reader:
@@ -52,10 +54,10 @@ def read(index: OpenIndex, number: int) -> bytes:
 
 
 def thumbnail(index: OpenIndex, picture: Any, shorter_side: int) -> Image.Image | None:
-    """Returns an item's image, or a picture, as an RGB image to show; None if it cannot be read.
+    """Returns a picture as an RGB image to show; None if the picture cannot be read.
 
-    picture: the item's id, or a picture of any type that `resolve.open_picture` takes.
-    shorter_side: the pixels that are needed of the shorter side; the image may be larger.
+    picture: the id of an item, or a picture of any type that `resolve.open_picture` takes.
+    shorter_side: the number of pixels that the caller needs along the shorter side. The result may be larger.
     """
     try:
         if not isinstance(picture, int | np.integer):

@@ -30,8 +30,8 @@ class IndexModel:
     """The model of an index, loaded when it is first needed. Safe for many threads.
 
     index: the index that the model is for.
-    model: a name, a path or a `Model`, to use instead of the name that the index has recorded. A `Model` whose
-    precision differs from that of the index is not used; the model of its name is loaded instead.
+    model: a name, a path or a `Model`, to use instead of the name that the index has recorded. If the precision of a
+    `Model` differs from that of the index, a model with the same name and the index's precision is loaded instead.
     device: see `load.load_model`.
     Raises ModelMismatchError if the index was made by another model.
     """
@@ -113,8 +113,8 @@ class IndexModel:
                 raise ModelMismatchError(
                     f"the index {self.index.path} was made by former weights of {name}, {meta.weights_sha256};"
                     f" this version has {digest}",
-                    hint="build a new index, or give the former weights with --model FILE; id:N, info, duplicates and"
-                    " export need neither",
+                    hint="build a new index, or give the former weights with --model FILE; without them, queries by"
+                    " id (id:N), info, duplicates and export still work",
                 )
             raise ModelMismatchError(
                 f"the index {self.index.path} was made by model {meta.model} with weights {meta.weights_sha256},"

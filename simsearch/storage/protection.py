@@ -44,9 +44,9 @@ class Connection(sqlite3.Connection):
 
 
 class _Budget:
-    """Counts the steps (see `STEP`) of a statement.
+    """Counts the work that a running statement has done, in steps of `STEP` SQLite operations.
 
-    path: the path of the database, whose size limits the number of steps.
+    path: the path of the database. The number of steps that a statement may take depends on the database's size.
     """
 
     def __init__(self, path: Path) -> None:

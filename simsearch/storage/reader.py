@@ -323,9 +323,9 @@ def _item(values: Sequence[Any]) -> Item:
     digest, *numbers = rest
     try:
         if type(path) is not bytes or type(digest) is not bytes or not (label is None or type(label) is str):
-            raise TypeError("text or bytes are of another type")
+            raise TypeError("a text or bytes value has the wrong type")
         if not all(type(each) is int for each in (number, source, *numbers)):
-            raise TypeError("a number is of another type")
+            raise TypeError("a number has the wrong type")
         facts = outside_json.parse_lenient(metadata) if metadata else {}
         return Item(number, source, os.fsdecode(path), label, _typed(dict, facts), *rest)
     except (TypeError, ValueError) as error:

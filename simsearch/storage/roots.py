@@ -17,17 +17,19 @@ if TYPE_CHECKING:
 def check(roots: Mapping[str, str], known: Sequence[SourceRow]) -> None:
     """Checks the current locations that the caller gives for sources.
 
-    Also permits reading from the given locations on other machines, since the caller has named them.
+    An index may come from a stranger, so its sources on other machines are read only with permission. By naming a
+    location on another machine, the caller permits reading it, and this function records that.
     roots: the current location of each source that has moved, by its recorded root. The key may be "" if there is only
     one source. known: all recorded sources.
-    Raises UsageError if a key is not a recorded root, or if nothing exists at a location.
+    Raises UsageError if a key is not a recorded root, if the key is "" but there are several sources, or if there is no
+    file or folder at a location. Locations on other machines are not checked.
     """
     hint = f"its sources: {', '.join(row.root for row in known)}"
     for old, new in roots.items():
         if old and old not in {row.root for row in known}:
             raise UsageError(f"the index has no source {old}", hint=hint)
         if not old and len(known) > 1:
-            raise UsageError(f"{new} is ambiguous, the index has {len(known)} sources: use OLD=NEW", hint=hint)
+            raise UsageError(f"the index has {len(known)} sources: use OLD=NEW instead of {new}", hint=hint)
         if addresses.is_remote(new) and all(addresses.is_kind(row.kind) for row in known if old in {"", row.root}):
             permission.grant(addresses.normalized(new))  # the user permits access by giving this location
         elif not os.path.exists(new):
@@ -37,7 +39,7 @@ def check(roots: Mapping[str, str], known: Sequence[SourceRow]) -> None:
 def may_exist(kind: str, root: str) -> bool:
     """Returns True if the root of a source exists.
 
-    Also returns True for data sets and for sources on other machines, without a check.
+    Data sets of torchvision and sources on other machines are not checked; for them, the result is always True.
     """
     return kind == "dataset" or addresses.is_kind(kind) or os.path.exists(root)
 

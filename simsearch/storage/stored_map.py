@@ -1,7 +1,8 @@
 """Reads and writes the last map of an index, `derived/map/positions`: items' positions on a plane, and their clusters.
 
-The file has a seal like all derived files. It contains the length of a JSON header, the header, and a record for each
-item. `simsearch.curation.map` makes maps; this module stores the last one, so that the web page can show it at once.
+The file ends with a seal, its SHA-256, like all files in `derived/`. Before the seal, it contains the length of a JSON
+header, the header, and a record for each item. `simsearch.curation.map` makes maps; this module stores the last one, so
+that the web page can show it at once.
 
 Letters: n items.
 """
@@ -130,7 +131,7 @@ def _parsed(header: Any, records: NDArray[Any]) -> StoredMap:
     if len(ids) and not (cluster_ids.min() >= 0 and cluster_ids.max() < len(clusters)):
         raise ValueError("an item is in no cluster")
     if not np.isfinite(positions).all() or (np.diff(ids) <= 0).any():
-        raise ValueError("its positions or ids are not in order")
+        raise ValueError("a position is not finite, or its ids do not ascend")
     return StoredMap(ids, records["content"].astype(np.uint64), positions, cluster_ids, clusters, generation, facts)
 
 

@@ -61,13 +61,16 @@ def add(network: nn.Module) -> None:
 
 @torch.no_grad()
 def adopt(network: nn.Module, batches: Sequence[Tensor]) -> None:
-    """Adds normalisations, like `add`, to a trained network, in such a way that it computes nearly the same as before.
+    """Adds normalisations, like `add`, to a trained network, whose features nearly keep their directions.
 
     batches: a few inputs of the network, (B, 3, S, S) each, on which the statistics are measured.
     The outputs of each layer are divided by one number, the root mean square of the channels' standard deviations. The
-    normalisation after the next layer cancels this factor. Only local response normalisation depends on the factor.
-    The weights of each layer are scaled to standard deviation sqrt(2 / fan in). The normalisation cancels this too. The
-    scale determines how much a step of a given learning rate changes the weights in relation to their size.
+    next layer's normalisation cancels this factor. Only two parts of the network are affected. Local response
+    normalisation depends on the scale of its input, so the directions of features differ a little. The classifier has
+    no normalisation, so its logits change: the features that it gets are divided.
+    The weights of each layer are scaled to standard deviation sqrt(2 / fan in). This does not change the outputs, since
+    the layer's own normalisation follows. The scale determines how much a step of a given learning rate changes the
+    weights in relation to their size.
     """
     layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and n != "classifier"}
     sums: dict[str, list[Tensor]] = {name: [] for name in layers}

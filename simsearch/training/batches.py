@@ -95,7 +95,8 @@ def batches(data: TrainingSet, training: TrainingState, world: ProcessGroup, bat
 def epoch_order(labels: NDArray[np.int64], config: TrainConfig, epoch: int) -> NDArray[np.int64]:
     """Returns the random order in which an epoch takes the rows of the training set: (N,).
 
-    For the metric objective, images of the same label come in groups of `IMAGES_PER_LABEL`.
+    For the objective "metric", images are first sorted by label and divided into groups of `IMAGES_PER_LABEL`; then the
+    groups are put in random order. So the images of a group have the same label, except at a border of two labels.
     """
     random = np.random.default_rng((config.seed, epoch))
     order = random.permutation(len(labels))

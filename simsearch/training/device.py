@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 def compile_with_fallback(
     outputs: Callable[[Tensor], Any], log: Callable[[dict[str, Any]], None]
 ) -> Callable[[Tensor], Any]:
-    """Returns a forward pass that is compiled with torch.compile on its first call.
+    """Returns a function that does the same as `outputs`, and compiles it with torch.compile on the first call.
 
-    If that call fails (without a compiler, for example), the forward pass runs uncompiled.
+    If the first call fails, for example because there is no compiler, `outputs` runs uncompiled from then on, and `log`
+    gets a row with the reason. A lack of memory is raised as an error instead.
+    outputs: the forward pass of a network. log: takes rows of the training's log.
     """
     forward: Callable[[Tensor], Any] | None = None
     for name in ("torch.utils.cpp_extension", "torch._inductor", "torch._dynamo"):  # their warnings are harmless

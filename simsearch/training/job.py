@@ -28,7 +28,8 @@ class TrainingJob:
     architecture: the network, a key of `config.PRESETS`.
     validation: sources to validate on. If there are none, the fraction `held_out` of each class is held out for that.
     start: weights to start from, a file or a model's name. The classifier is replaced if the classes are different.
-    freeze: one of `FREEZE`. names: names of the classes, by label. exclude: glob patterns of paths to leave out.
+    freeze: the part that is not trained: "none", "convolutions", or "features" (everything except the classifier).
+    names: names of the classes, by label. exclude: glob patterns of paths to leave out.
     resume: continue from the checkpoint if there is one. overwrite: replace existing files.
     """
 
@@ -66,9 +67,10 @@ def prepare_job(
     """Returns a training job with the settings of a preset, some of them changed.
 
     architecture: by default that of `start`; without `start`, AlexNet.
-    preset: None for the architecture's default. changes: `key=value` settings.
-    start: a weights file or a model's name, "default" for the default model. It also determines the input size, unless
-    `changes` do.
+    preset: None for the architecture's default. epochs, objective: None for those of the preset.
+    changes: `key=value` settings, which take precedence over the preset, `epochs` and `objective`.
+    start: a weights file or a model's name, "default" for the default model. It also determines the input size: with
+    another `image_size` in `changes`, `run.fit` raises UsageError.
     rest: other fields of `TrainingJob`.
     Raises UsageError for an unknown network, preset, setting or `start`, or an invalid setting; WeightsError for a
     damaged `start`.

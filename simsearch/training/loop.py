@@ -88,9 +88,12 @@ def train(
     validation: images on which accuracy is measured after each epoch, as the schedule "plateau" needs.
     resume: True to continue from the checkpoint if it exists.
     facts: JSON values stored with the checkpoint; they must be the same when the training is resumed.
-    log: gets rows with an `event`: "resume" (step); "step", every 50 steps and at the end of an epoch (step, steps,
-        epoch, loss, top1 and top5 from 0 to 1, rate in images/s, learning_rate, left in seconds); "epoch", with
-        validation (step, epoch, top1, top5); "note" (text). There is no top5 with fewer than ten classes.
+    log: called with each row of the log, a dict. Its `event` is one of these; the other keys are in parentheses:
+        "resume" (step);
+        "step", every 50 steps and at the end of an epoch (step, steps, epoch, loss, top1 and top5 from 0 to 1, rate in
+        images/s, learning_rate, and `left`, the estimated seconds that remain);
+        "epoch", at the end of an epoch if there are validation images (step, epoch, top1, top5);
+        "note" (text). Rows have no top5 if there are fewer than ten classes.
     stop: when it returns True, a checkpoint is written and TrainingInterruptedError raised.
 
     Raises SimsearchError if the loss becomes NaN or infinite, or if a batch does not fit into memory; the last
@@ -169,7 +172,10 @@ def _step(
     colour: ColourStats,
     item: Batch,
 ) -> Tensor:
-    """Does one optimizer step and adds its loss and hits to `training.window`; returns the loss, a detached scalar."""
+    """Does one optimizer step on the batch `item`; returns the loss, a detached scalar.
+
+    Adds the loss and the numbers of correct predictions to `training.window`. mixed: makes the autocast context.
+    """
     network, config, state = training.network, training.config, training.state
     network.train()
     for group in training.optimizer.param_groups:
@@ -221,7 +227,10 @@ def _end_epoch(
     validation: TrainingSet | None,
     log: Log,
 ) -> None:
-    """Measures the accuracy on the validation images, if any, and updates the schedule and the average of weights."""
+    """Measures the accuracy on the validation images, if any, and updates the schedule and the average of weights.
+
+    mixed: makes the autocast context.
+    """
     if validation is not None:
         scores = accuracy(training.network, validation, colour, world=world, mixed=mixed)
         log({"event": "epoch", "step": training.state.step, "epoch": training.epoch, **scores})

@@ -46,10 +46,10 @@ def similarity_loss(features: Tensor, teacher: Tensor, temperature: float) -> Te
 
 
 def length_loss(features: Tensor) -> Tensor:
-    """Returns the relative variance of the lengths of features (B, D), a scalar.
+    """Returns the variance of the lengths of features (B, D), divided by the squared mean length: a scalar.
 
-    If all features have the same length, Euclidean distance and cosine rank images alike. The cosine does not depend on
-    the contrast of an image.
+    If all features have the same length, Euclidean distances rank images as the cosine does. This is an advantage: the
+    contrast of an image changes the length of its features, and the cosine ignores the length.
     """
     lengths = features.float().norm(dim=1)
     variation: Tensor = lengths.var() / lengths.mean().square().clamp(min=1e-6)
@@ -59,8 +59,8 @@ def length_loss(features: Tensor) -> Tensor:
 def peak_loss(features: Tensor) -> Tensor:
     """Returns the mean of E[x^4] / E[x^2]^2 over the rows of features (B, D), a scalar of at least 1.
 
-    The loss is large if a few values of a row are much larger than the others. Their differences then dominate
-    Euclidean distances.
+    The loss is large if a few values of a row are much larger than the others. Euclidean distances would then depend
+    almost only on these few values.
     """
     squares = features.float().square()
     peaks: Tensor = (squares.square().mean(1) / squares.mean(1).square().clamp(min=1e-12)).mean()

@@ -151,7 +151,7 @@ def _facts(job: TrainingJob, data: TrainingSet, start: registry.WeightsFile | No
 
 
 def checksums(data: TrainingSet) -> dict[str, str]:
-    """Returns a checksum of all labels, "labels", and one of up to SAMPLED evenly spaced pictures, "pictures"."""
+    """Returns two checksums: "labels" is of all labels, "pictures" is of up to SAMPLED evenly spaced pictures."""
     pictures = hashlib.sha256()
     rows = np.unique(np.linspace(0, len(data) - 1, SAMPLED).astype(np.int64))
     for start in range(0, len(rows), 64):
@@ -228,7 +228,7 @@ def colour_of(architecture: str, data: TrainingSet, start: registry.WeightsFile 
 def build(
     job: TrainingJob, classes: tuple[str, ...], start: registry.WeightsFile | None
 ) -> tuple[Network, dict[str, Any]]:
-    """Returns the network to train, and the arguments of its configuration.
+    """Returns the network to train, and the keyword arguments that its configuration class was made with.
 
     Raises UsageError if the image size is invalid, if `start` is of another architecture or image size, or if no
     parameter is left to train.
@@ -282,7 +282,7 @@ def _check_output(job: TrainingJob) -> None:
         raise UsageError(f"freeze is {job.freeze!r}", hint=f"one of {', '.join(FREEZE)}")
     if job.beside(".checkpoint").exists() and not (job.resume or job.overwrite):
         hint = "--resume continues, --overwrite starts over"
-        raise UsageError(f"a training was left at {job.beside('.checkpoint')}", hint=hint)
+        raise UsageError(f"an interrupted training left {job.beside('.checkpoint')}", hint=hint)
     if job.output.exists() and not (job.overwrite or (job.resume and job.beside(".checkpoint").exists())):
         raise UsageError(f"{job.output} exists already", hint="--overwrite replaces it")
 

@@ -30,7 +30,7 @@ class StepState:
     """The numbers that change during a training.
 
     step: number of finished steps. best: the lowest validation error so far.
-    stalled: number of epochs since the error was last lower, or since the learning rate was last reduced.
+    stalled: number of epochs in a row without a new lowest error; 0 again when the learning rate has been reduced.
     reductions: how often the learning rate was reduced because validation stalled.
     window: the values of `TrainingState.window`, for a checkpoint.
     averaged: number of epochs in the average of weights. seconds: of training, in all runs together.
@@ -92,7 +92,7 @@ class TrainingState:
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup)))
 
     def slower_hint(self) -> str:
-        """Returns a hint for a training that has diverged: the option that sets a third of the learning rate."""
+        """Returns a hint for a training that has diverged: the option for a third of the configured learning rate."""
         return f"--set learning_rate={self.config.learning_rate / 3:.2g}"
 
     def update_schedule(self, error: float) -> None:

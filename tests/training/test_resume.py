@@ -28,7 +28,7 @@ def test_an_interrupted_training_resumes_exactly(pics, tmp_path):
     interrupt(pics, cut)
     assert not cut.exists()
     assert cut.with_suffix(".checkpoint").exists()
-    with pytest.raises(UsageError, match="a training was left at") as error:
+    with pytest.raises(UsageError, match="an interrupted training left") as error:
         run.fit(job(pics, cut))
     assert "--resume" in str(error.value.hint)
     run.fit(job(pics, cut, resume=True))
