@@ -101,7 +101,10 @@ def pictures(context: click.Context, parameter: click.Parameter, incomplete: str
 
 
 def conditions(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes a filter condition: the name of a field, or after = or != a value, the most frequent values first."""
+    """Completes a filter condition: first the name of a field; after `=` or `!=`, a value of the field.
+
+    The most frequent values come first.
+    """
     field, operator, value = incomplete.partition("=")
     items = list(_items(context))
     if not operator:

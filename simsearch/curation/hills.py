@@ -104,7 +104,8 @@ def _cells_of(positions: NDArray[np.float32]) -> tuple[NDArray[np.int64], float]
 def _smooth(cells: NDArray[np.int64], bandwidth: float) -> NDArray[np.float64]:
     """Returns the density: the number of points in each cell, smoothed with a Gaussian kernel.
 
-    The result is (G, G') float64, indexed by row (y), then column (x). bandwidth: in cells.
+    cells: (N, 2), the column (x) and row (y) of the cell of each point. bandwidth: the kernel's deviation, in cells.
+    The result is (G, G') float64, indexed by row, then column.
     """
     reach = int(np.ceil(3 * bandwidth))
     width, height = cells.max(0) + reach + 2

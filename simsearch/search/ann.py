@@ -132,7 +132,8 @@ class AnnIndex:
     index: the FAISS index, with n entries.
     rows: (n,) the row number of each entry in the feature files; -1 if a compaction has removed the row.
     covered: the number of rows in the feature files when the FAISS index was built; later rows are searched exactly.
-    compactions: the number of compactions after which `rows` is valid, since each compaction renumbers the rows.
+    compactions: the number of compactions that the index had been through when `rows` was made. Each compaction
+    renumbers the rows, so `rows` is valid only at this number.
     """
 
     def __init__(

@@ -44,7 +44,7 @@ def load(folder: Folder, parameters: dict[str, Any], compactions: int = 0) -> An
         setting = read_settings(parameters)
         mean, axes = (sealed.read_array(folder, f"{part}.npy") for part in ("mean", "axes"))
         if {str(mean.dtype), str(axes.dtype)} != {"float32"} or axes.shape != (len(mean), setting.dimensions):
-            raise ValueError("its projection does not fit")
+            raise ValueError("its projection has a wrong shape or dtype")
         if not (np.isfinite(mean).all() and np.isfinite(axes).all()):
             raise ValueError("its projection is not finite")
         rows, covered = _rows(folder, parameters, compactions)
@@ -119,7 +119,7 @@ def check_faiss_index(index: Any, setting: AnnSettings, entries: int) -> None:
             or not -1 <= graph.entry_point < entries
             or (len(neighbours) and not -1 <= neighbours.min() <= neighbours.max() < entries)
         ):
-            raise ValueError("its graph does not fit")
+            raise ValueError("its graph does not match its vectors")
 
 
 def _rows(folder: Folder, parameters: dict[str, Any], compactions: int) -> tuple[NDArray[np.int64], int]:

@@ -96,7 +96,7 @@ class CleanUps:
             trash.check_available()
         else:
             if os.path.lexists(into) and not os.path.isdir(into):
-                raise UsageError(f"{into} is not a folder to move files to")
+                raise UsageError(f"files cannot be moved to {into}: it is not a folder")
             with engine.index.reading() as reader:
                 folders = [s.folder for s in engine.index.sources(reader).values() if s.kind == "folder" and s.folder]
             check_not_listed(os.path.join(into, "picture"), folders)

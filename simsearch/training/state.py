@@ -106,7 +106,7 @@ class TrainingState:
             state.stalled, state.reductions = 0, state.reductions + 1
 
     def update_average(self) -> None:
-        """Adds the current weights to the average, if the configuration averages over the epoch that has just ended."""
+        """Adds the current weights to the average, if the epoch that has just ended is one of those to be averaged."""
         if self.epoch <= self.config.epochs * (1 - self.config.average):
             return
         self.state.averaged += 1

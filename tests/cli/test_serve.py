@@ -70,7 +70,7 @@ def test_clean_ups_that_cannot_be_allowed(fails, index, tmp_path):
     assert "--move-to '' names no folder" in fails(*allowed, "--move-to", "")
     assert "inside the source" in fails(*allowed, "--move-to", index.parent / "photos" / "away")
     (tmp_path / "file").touch()
-    assert "is not a folder to move files to" in fails(*allowed, "--move-to", tmp_path / "file")
+    assert "it is not a folder" in fails(*allowed, "--move-to", tmp_path / "file")
     assert "--journals DIR names another folder" in fails(*allowed, "--journals", tmp_path / "file")
 
 

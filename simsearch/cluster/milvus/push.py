@@ -173,7 +173,7 @@ class _Push:
             (self.options.storage, state["storage"], "storage"),
         ):
             if wanted is not None and wanted != found:
-                raise UsageError(f"{address} has {name} {found}, not {wanted}", hint="--replace makes a new one")
+                raise UsageError(f"{address} has {name} {found}, not {wanted}", hint="--replace makes a new collection")
         self.storage = state["storage"]
 
     def _facts(self, complete: bool) -> dict[str, str]:

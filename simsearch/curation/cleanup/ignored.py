@@ -37,8 +37,8 @@ def without_ignored(index: OpenIndex, groups: Groups) -> Groups:
 def matcher(index: OpenIndex) -> Callable[[Sequence[str]], bool]:
     """Returns a function that tells if a group is ignored: it takes the digests of the group and returns True or False.
 
-    The digests of a group are the result of the function `contents`. A group is ignored if an ignored group contains
-    all of its files. Raises IndexDamagedError if `ignored.json` is damaged.
+    The digests of a group are the result of the function `contents`. A group is ignored if all of its files are in
+    one of the groups that `ignored.json` lists. Raises IndexDamagedError if `ignored.json` is damaged.
     """
     known: dict[str, list[Counter[str]]] = {}
     for digests in _read(index):

@@ -53,7 +53,7 @@ def carry_out(plan: Plan, index: str, journal: Path | None = None, progress: Pro
     if plan.action == "trash":
         trash.check_available()
     if plan.action == "move" and os.path.lexists(plan.into) and not os.path.isdir(plan.into):
-        raise UsageError(f"{plan.into} is not a folder to move files to")
+        raise UsageError(f"files cannot be moved to {plan.into}: it is not a folder")
     if not plan.count:
         return report
     report.journal = (journal or journal_path()).absolute()

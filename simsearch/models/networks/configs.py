@@ -110,12 +110,12 @@ def check_config(config: Config, weights: int) -> None:
         kinds = (int, float) if isinstance(default, float) else (type(default),)
         parts = value if isinstance(value, tuple) else (value,)
         if type(value) not in kinds or (isinstance(default, tuple) and len(parts) != len(default)):
-            raise TypeError(f"{field.name} is {str(value)[:60]}")
+            raise TypeError(f"{field.name} has an impossible value: {str(value)[:60]}")
         for part in parts:
             if isinstance(default, tuple) and type(part) is not int:
-                raise TypeError(f"{field.name} is {str(value)[:60]}")
+                raise TypeError(f"{field.name} has an impossible value: {str(value)[:60]}")
             if not isinstance(part, str) and not 0 <= part <= LARGEST:
-                raise ValueError(f"{field.name} is {part}")
+                raise ValueError(f"{field.name} has an impossible value: {part}")
     dimension = config.dimension
     inputs = config.flat + dimension if isinstance(config, AlexNetConfig) else 0
     if isinstance(config, AlexNetConfig) and (min(config.channels) < 1 or config.map_side < 3 or config.groups < 1):
