@@ -188,7 +188,8 @@ def diverse_command(count: int, form: str, html_file: Path | None, device: str, 
     multiple=True,
     type=NameLabel(),
     metavar="NAME=LABEL",
-    help="Spread LABEL from the images NAME (path, id:N or glob), and ignore the index's own labels; repeatable.",
+    help="Give LABEL to the images that match NAME (path, id:N or glob) and spread it to similar images; the index's own "
+    "labels are not used. Repeatable.",
 )
 @_count_option
 @_neighbours_option(tags.NEIGHBOURS)
@@ -222,9 +223,10 @@ def _run(
     device: str,
     index_path: str,
 ) -> None:
-    """Runs `find` on the index, prints the findings and writes a report. Exits with 1 if nothing is found.
+    """Runs `find` on the index, prints the findings, and writes them to `html_file`, if given.
 
-    title: the title of the report; empty if `find` writes the report itself.
+    Exits with 1 if nothing is found. form: the output format, such as "json".
+    title: the title of the report in `html_file`. If it is empty, no report is written here: `find` writes its own.
     """
     check_folder_exists(html_file)
     with contextlib.ExitStack() as stack:

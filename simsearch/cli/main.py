@@ -38,7 +38,7 @@ COMMANDS = {
     ),
     "demo": (
         "simsearch.cli.serve",
-        "Shows the web page with drawn sample pictures; everything is deleted at the end.",
+        "Shows the web page with generated sample pictures, which are deleted at the end.",
     ),
     "duplicates": (
         "simsearch.cli.duplicates",

@@ -204,7 +204,7 @@ def _read_keys(option: str | None) -> tuple[str, ...]:
 @port_option
 @version_option
 def demo_command(count: int, port: int) -> None:
-    """Shows the web page with drawn sample pictures; everything is deleted at the end."""
+    """Shows the web page with generated sample pictures, which are deleted at the end."""
     let_openmp_sleep()
     create_app = server_app.create_app  # a missing extra is reported before anything is drawn
     with tempfile.TemporaryDirectory(prefix="simsearch-demo-") as folder:

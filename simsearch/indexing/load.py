@@ -78,7 +78,7 @@ def load_image(
 
     known: SHA-256 digests of images that need not be decoded.
     budget: memory shared by all images being decoded; None for no limit.
-    decoder: a GPU decoder; the files that it accepts are returned undecoded.
+    decoder: a GPU decoder. Files that it accepts are not decoded here: their bytes are returned, for the GPU to decode.
     Raises UnavailableError if the machine that has the images cannot be reached, since all other images would fail,
     too.
     """

@@ -94,7 +94,8 @@ def _common_folder(paths: Sequence[str]) -> str:
 def _figure(tile: Tile, rank: int, side: int, kind: str = "Match", folder: str = "") -> dict[str, Any]:
     """Returns the values that the template shows for a tile.
 
-    rank: the rank of a match, from 1; 0 for the query. kind: "Match" or "Picture", for the image's alternative text.
+    rank: the rank of a match, from 1; 0 for the query. side: the largest side of the picture in the page, in pixels.
+    kind: "Match" or "Picture", for the image's alternative text.
     folder: the folder to remove from the start of the tile's path; "" to show the whole path.
     """
     path = tile.path.removeprefix(folder + os.path.sep) if folder else tile.path

@@ -54,9 +54,9 @@ class Member:
     is_copy: bool | None = None
 
     def is_near(self, limit: float) -> bool:
-        """Returns True for a copy of the group's first item.
+        """Returns True if this member is a copy of the group's first item.
 
-        Without a comparison of pixels, returns True if the distance is at most `limit`.
+        If their pixels were compared, the result of this decides. Otherwise, the distance must be at most `limit`.
         """
         return self.distance <= limit if self.is_copy is None else self.is_copy
 

@@ -1,8 +1,8 @@
 """Chooses an approximate search by measurement: the fastest that reaches a recall within a memory limit.
 
-The kinds of approximate search are timed on a part of the rows, and the fastest is built from all rows. It is used only
-if it is faster than exact search, which takes a few milliseconds with a sketch. `simsearch.indexing.tune` records the
-choice. An approximate search is also called a structure.
+An approximate search is also called a structure. The kinds of structures are timed on a part of the rows, and the
+fastest one is built from all rows. It is used only if it is faster than exact search, which takes a few milliseconds
+with short codes of the rows (`simsearch.search.sketch`). `simsearch.indexing.tune` records the choice.
 """
 
 from __future__ import annotations

@@ -245,7 +245,7 @@ class CleanUps:
         """Returns the path of a journal by its file name. Raises ApiError if this index has no such journal."""
         path = self._folder(engine) / name
         if not _NAME.fullmatch(name) or not self._is_own(engine, path):
-            raise ApiError(404, "no_such_journal", "there is no clean-up of that name here")
+            raise ApiError(404, "no_such_journal", f"this index has no clean-up with the journal {name[:80]}")
         return path
 
     def listing(self, engine: Engine) -> list[dict[str, Any]]:

@@ -22,7 +22,10 @@ FETCH_SECONDS = 10.0
 
 
 class Fetcher:
-    """Fetches images in threads of its own. received: counts the bytes of bodies and images in memory."""
+    """Fetches images from URLs, in threads of its own.
+
+    received: the service's count of the bytes in memory that clients and URLs have sent; fetched images are added.
+    """
 
     def __init__(self, settings: Settings, metrics: PrometheusMetrics, received: ReceivedBytes) -> None:
         self._settings, self._metrics, self._received = settings, metrics, received

@@ -216,7 +216,9 @@ class DeadlineProtocol(H11Protocol):
         return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
 
     def _update_deadline(self) -> None:
-        """Starts the deadline if the service waits for a head, or for the rest of a body to discard; else cancels it.
+        """Starts the deadline, or cancels it if the service waits for nothing that has one.
+
+        There is one for the head of a request, and for the rest of a request's body that the service will throw away.
 
         Bytes that arrive do not extend a deadline that has been started.
         """

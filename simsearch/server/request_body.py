@@ -105,7 +105,7 @@ async def _read_form(request: Request) -> tuple[Texts, bytes, str]:
 
 
 def _option_value(field: str, texts: list[str]) -> Any:
-    """Returns the value of a form field: for a search option, the same value as in JSON; else the text.
+    """Converts the text of a search option to the value that a JSON request would have; other texts stay as they are.
 
     texts: all texts given for the field. Raises ApiError for more than one text if the field takes one value.
     """

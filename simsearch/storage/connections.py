@@ -50,11 +50,11 @@ class Connections:
         fork.in_child(self._leave)
 
     def _leave(self) -> None:
-        """Drops all connections in a forked child process, where SQLite forbids using them; `borrow` opens new ones.
+        """Forgets all connections in a forked child process, where SQLite forbids using them; `borrow` opens new ones.
 
-        A fork does not pass locks on files to the child. But it copies SQLite's variables, so SQLite in the child
-        believes that it holds the locks of the parent's connections. In place of the lock of the reserve connection,
-        this takes a lock that the child really holds; see `DatabaseFile.lock_shared`.
+        Also locks the database file again, if it was to stay readable (`keep_readable`). A child does not inherit the
+        parent's locks on files, although the copied variables of SQLite say that it holds them. The new lock, of
+        `DatabaseFile.lock_shared`, belongs to the child.
         """
         fork.never_close((self._idle, self._reserve))
         if self._copy is not None:

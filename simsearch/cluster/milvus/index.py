@@ -231,7 +231,7 @@ class MilvusIndex:
         return self.roots.get(row.root, self.roots.get("", row.root))
 
     def info(self) -> dict[str, Any]:
-        """Describes the collection in plain JSON values. The unknown `recall` of an approximate index is None."""
+        """Describes the collection in plain JSON values. `recall` is None for an approximate index: it is not known."""
         with self.reading() as reader:
             own = reader.collection
             index = {key: value for key, value in self.client.index().items() if isinstance(value, str | int | float)}
