@@ -188,8 +188,8 @@ def diverse_command(count: int, form: str, html_file: Path | None, device: str, 
     multiple=True,
     type=NameLabel(),
     metavar="NAME=LABEL",
-    help="Give LABEL to the images that match NAME (path, id:N or glob) and spread it to similar images; the index's own "
-    "labels are not used. Repeatable.",
+    help="Give LABEL to the images that match NAME (path, id:N or glob) and spread it to similar images; the index's "
+    "own labels are not used. Repeatable.",
 )
 @_count_option
 @_neighbours_option(tags.NEIGHBOURS)
