@@ -63,7 +63,13 @@ def _limit(name: str, default: int, unit: str, text: str) -> Callable[[Command],
     default=lambda: (default_index(),),
     help="Index to serve; repeatable, the first is the default.  [default: as for `query`]",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Address to listen on.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Address to listen on; 0.0.0.0 lets other machines in, with a key.",
+)
 @port_option
 @click.option(
     "--api-key",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import ipaddress
 import json
 import logging
 import signal
@@ -140,6 +141,19 @@ def memory_for_requests(engines: Iterable[Engine], promised: int, batch: int) ->
     return promised - used
 
 
+def shown_address(host: str, bound: tuple[Any, ...]) -> str:
+    """Returns the URL of a service. If it listens on all addresses: the URL here, and the one for other machines.
+
+    host: as given by the user. bound: the address and the port of the listening socket.
+    """
+    address, port = bound[:2]
+    if ipaddress.ip_address(address.partition("%")[0]).is_unspecified:
+        here = "[::1]" if ":" in address else "127.0.0.1"
+        others = f"http://{socket.gethostname()}:{port}/ (or an address of this machine instead of its name)"
+        return f"http://{here}:{port}/ and, for other machines, at {others}"
+    return f"http://[{host.strip('[]')}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
 def run(app: Any, host: str, port: int, say: Callable[[str], None]) -> None:
     """Serves an app that `create_app` made, until SIGTERM or SIGINT. say: called with the URL.
 
@@ -160,8 +174,7 @@ def run(app: Any, host: str, port: int, say: Callable[[str], None]) -> None:
         served.check()
     app.state.service.uploads.sweep(app.state.service.indexes.values() if app.state.service.settings.writable else ())
     listener.listen(1024)  # clients may connect as soon as the URL is known
-    shown = f"[{host}]" if family == socket.AF_INET6 else host
-    say(f"http://{shown}:{listener.getsockname()[1]}/")
+    say(shown_address(host, listener.getsockname()))
     server = server_for(app)
     gc.collect()
     gc.freeze()  # the present objects stay, so later collections can skip them

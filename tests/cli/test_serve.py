@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ import simsearch
 from simsearch.cli import serve
 from simsearch.cli.main import main
 from simsearch.errors import UsageError
+from simsearch.server.run import shown_address
 from tests.helpers.live import process
 
 KEY = "a-key-that-no-log-may-show"
@@ -142,24 +144,44 @@ def test_key_from_environment_and_file(index, tmp_path):
     ]
     for options, environment in ways:
         with process("-i", index, *options, env={**os.environ, **environment}) as (server, url, log):
-            local = url.replace("0.0.0.0", "127.0.0.1")
-            assert httpx.get(local + "v1/items/1").status_code == 401
+            assert httpx.get(url + "v1/items/1").status_code == 401
             wrong = {"authorization": f"Bearer {KEY}x"}
-            assert httpx.get(local + "v1/items/1", headers=wrong).status_code == 401
+            assert httpx.get(url + "v1/items/1", headers=wrong).status_code == 401
             right = {"authorization": f"Bearer {KEY}"}
-            assert httpx.get(local + "v1/items/1", headers=right).status_code == 200
-            assert httpx.get(local + "metrics", headers=right).status_code == 200
-            assert "security" in httpx.get(local + "openapi.json").json()["paths"]["/v1/search"]["post"]
+            assert httpx.get(url + "v1/items/1", headers=right).status_code == 200
+            assert httpx.get(url + "metrics", headers=right).status_code == 200
+            assert "security" in httpx.get(url + "openapi.json").json()["paths"]["/v1/search"]["post"]
             server.send_signal(signal.SIGTERM)
             server.wait(30)
         assert KEY not in "".join(log)
 
 
 def test_insecure_serves_without_key(index):
-    with process("-i", index, "--host", "0.0.0.0", "--insecure") as (server, url, _):
-        assert httpx.get(url.replace("0.0.0.0", "127.0.0.1") + "v1/items/1").status_code == 200
+    with process("-i", index, "--host", "0.0.0.0", "--insecure") as (server, url, log):
+        assert httpx.get(url + "v1/items/1").status_code == 200
+        assert f"for other machines, at http://{socket.gethostname()}:" in log[0]
+        assert "0.0.0.0" not in log[0]
         server.send_signal(signal.SIGINT)
         assert server.wait(30) == 130
+
+
+@pytest.mark.parametrize(
+    ("host", "bound", "shown"),
+    [
+        ("127.0.0.1", ("127.0.0.1", 80), "http://127.0.0.1:80/"),
+        ("pictures.example", ("192.0.2.7", 80), "http://pictures.example:80/"),
+        ("::1", ("::1", 80, 0, 0), "http://[::1]:80/"),
+        ("[::1]", ("::1", 80, 0, 0), "http://[::1]:80/"),
+        ("0.0.0.0", ("0.0.0.0", 80), "http://127.0.0.1:80/ and, for other machines, at http://"),
+        ("0", ("0.0.0.0", 80), "http://127.0.0.1:80/ and, for other machines, at http://"),
+        ("::", ("::", 80, 0, 0), "http://[::1]:80/ and, for other machines, at http://"),
+    ],
+)
+def test_address_shown_can_be_opened(host, bound, shown):
+    """Not 0.0.0.0 or [::], which name no machine."""
+    text = shown_address(host, bound)
+    assert text.startswith(shown)
+    assert ("other machines" in text) == ("other machines" in shown)
 
 
 @pytest.mark.parametrize("arguments", [["demo"], ["serve", "-i", "none"]], ids=lambda given: given[0])
