@@ -448,6 +448,7 @@ def test_address_in_another_browser(page, browser, site):
     expect(other.locator("#name")).to_have_text(page.locator("#name").inner_text())
     expect(other.locator("#status")).to_have_text(page.locator("#status").inner_text())
     assert labels(other) == labels(page)
+    expect(page.locator("#private")).to_be_hidden()
     other.close()
     page.reload()
     expect(page.locator("#box")).to_be_visible()
@@ -462,8 +463,10 @@ def test_chosen_picture_survives_a_reload(page, browser, site):
     assert labels(page) == before
     expect(page.locator("#name")).to_have_text(site[1][5].name)
     expect(page.locator("#shown")).to_be_visible()
+    expect(page.locator("#private")).to_contain_text("works in this browser only")
     other = visit(browser, page.url)  # where nobody has the picture
     expect(other.get_by_role("alert")).to_contain_text("Choose it again")
+    expect(other.locator("#private")).to_be_hidden()
     other.close()
 
 

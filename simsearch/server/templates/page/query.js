@@ -39,7 +39,7 @@ async function drawQuery() {
   if (!searching(now)) { query = { key: "", name: "", size: null, url: null }; return; }
   if (query.key !== queryKey(now)) {
     const mine = query = { key: queryKey(now), name: now.url || "the picture", size: null, url: null };
-    $("stage").hidden = true; $("shown").removeAttribute("src"); $("name").textContent = mine.name;
+    $("stage").hidden = $("private").hidden = true; $("shown").removeAttribute("src"); $("name").textContent = mine.name;
     try {
       if (now.upload) { const file = await uploaded(now.upload); mine.name = file.name || "pasted picture"; mine.url = URL.createObjectURL(file); }
       else if (now.id !== null) {
@@ -51,7 +51,7 @@ async function drawQuery() {
     if (mine.url) $("shown").src = mine.url;
   }
   $("name").textContent = query.name; $("shown").alt = "The query: " + query.name; document.title = "Pictures like " + query.name + " · simsearch";
-  drawBox(now.crop); drawLiked();
+  $("private").hidden = !files.has(now.upload); drawBox(now.crop); drawLiked();
 }
 function drawBox(crop) {
   const image = $("shown"), style = $("box").style;
