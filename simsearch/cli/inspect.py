@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
     from simsearch.indexing.presence import Presence
 else:  # only `export --map` needs it
     maps = LazyModule("simsearch.cli.map")
+
+
+LABELS = 10
+"""Labels that `info` lists; `--format json` has all."""
 
 
 @click.command("info")
@@ -117,7 +122,7 @@ def _info_lines(facts: dict[str, Any], index_path: str) -> Iterator[tuple[str, s
     """Yields the facts of `Engine.info` as rows of a table: name, value."""
     yield "items", f"{facts['items']:,}"
     yield "failures", f"{facts['failures']:,}"
-    yield "labels", f"{facts['labels']:,}"
+    yield "labels", _labels_line(facts["labels"], facts["label_counts"])
     yield "model", facts["model"]
     yield "weights", facts["weights_sha256"]
     yield "recipe", f"shorter side {facts['recipe']['resize']}, centre {facts['recipe']['crop']}"
@@ -133,6 +138,14 @@ def _info_lines(facts: dict[str, Any], index_path: str) -> Iterator[tuple[str, s
             "removed",
             f"{pluralize(removed, 'unused row')}; simsearch compact -i {index_path} reclaims the space",
         )
+
+
+def _labels_line(count: int, items: dict[str, int]) -> str:
+    """Returns the number of labels, and the most frequent ones with their numbers of items."""
+    shown = ", ".join(f"{label} {number:,}" for label, number in itertools.islice(items.items(), LABELS))
+    if not shown:
+        return f"{count:,}"
+    return f"{count:,}: {shown}" + (f", and {count - LABELS:,} more" if count > LABELS else "")
 
 
 def _search_lines(search: dict[str, Any]) -> Iterator[str]:

@@ -38,7 +38,6 @@ from simsearch.cli.options import (
 from simsearch.cli.params import QueryImage
 from simsearch.cli.query_args import ask_each
 from simsearch.cli.search_options import example_images, search_arguments, search_options
-from simsearch.common import suggestions
 from simsearch.common.lazy import LazyModule
 from simsearch.common.links import item_link
 from simsearch.common.printable import printable
@@ -144,15 +143,10 @@ def query_command(
 
 
 def _explain_conditions(engine: Engine, where: Any) -> None:
-    """Prints a note about each condition that no item meets. For label=X, the note suggests a similar label."""
+    """Prints a note about each condition that no item meets, with the values that were probably meant."""
     with contextlib.suppress(SimsearchError):  # the result is printed already
-        for condition in where or ():
-            if any(True for _ in engine.items([condition])):
-                continue
-            field, _, value = condition.partition("=")
-            labels = {item.label for item in engine if item.label is not None} if field == "label" else set()
-            near = suggestions.nearest(value, sorted(labels))
-            note(f"no item meets {condition}" + (f"; did you mean label={near}?" if near else ""))
+        for sentence in engine.unmet(where or ()):
+            note(sentence)
 
 
 def _open_page(file: Path) -> None:

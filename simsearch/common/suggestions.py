@@ -11,6 +11,8 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
 
     lower = {each.lower(): each for each in reversed(known)}
     found = difflib.get_close_matches(name.lower(), lower, 1, cutoff=0.7)
+    if not found:  # short names with letters in another order: dgo, dog
+        found = [each for each in lower if len(each) > 2 and sorted(each) == sorted(name.lower())]
     return lower[found[0]] if found else None
 
 

@@ -16,7 +16,7 @@ from simsearch.images.sources import resolve
 from simsearch.search.queries import Picture, as_list
 from simsearch.storage import item_files
 from simsearch.storage.compatible import check_same_features
-from simsearch.storage.filters import Where
+from simsearch.storage.filters import Where, conditions
 from simsearch.storage.index import on_disk
 from simsearch.storage.item_table import IndexedItem, indexed_items, items_to_arrow, to_pandas
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from simsearch.search import duplicates as near
     from simsearch.search.tuning import Choice
     from simsearch.storage import export as exports
+    from simsearch.storage import unmet as conditions_unmet
     from simsearch.storage import verify as checks
     from simsearch.storage.model import IndexModel
     from simsearch.storage.protocols import OpenIndex, Searchable
@@ -52,6 +53,7 @@ else:  # imported on first use: a search does not need these modules
     copy_thresholds = LazyModule("simsearch.search.copy_threshold")
     near = LazyModule("simsearch.search.duplicates")
     exports = LazyModule("simsearch.storage.export")
+    conditions_unmet = LazyModule("simsearch.storage.unmet")
     checks = LazyModule("simsearch.storage.verify")
 
 
@@ -81,6 +83,15 @@ class WholeIndex:
         Raises UsageError for conditions that cannot be used.
         """
         return indexed_items(self.opened_index, where)
+
+    @check_keywords
+    def unmet(self, where: Where) -> list[str]:
+        """Returns a sentence about each condition that no item meets, with the values that were probably meant.
+
+        Raises UsageError for conditions that cannot be used.
+        """
+        with self.opened_index.reading() as reader:
+            return conditions_unmet.unmet(reader, conditions(where))
 
     @check_keywords
     def failures(self) -> list[tuple[str, str]]:

@@ -41,6 +41,11 @@ class Match(_Item):
     ]
 
 
+Notes = Annotated[
+    list[str], Field(description="Only if there is nothing: each condition that no item meets, and what was meant.")
+]
+
+
 class Answer(BaseModel):
     query: str
     model: str
@@ -48,12 +53,14 @@ class Answer(BaseModel):
     exact: bool
     took_ms: NotNegative
     matches: list[Match]
+    notes: Notes = []
 
 
 class Items(BaseModel):
     items: list[Item]
     total: Annotated[Count, Field(description="How many items meet the conditions.")]
     next: Annotated[int | None, Field(description="Give it as `after` for the next page; null at the end.")]
+    notes: Notes = []
 
 
 class Value(BaseModel):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 
 from simsearch.engine import Engine
+from simsearch.storage import unmet
 from simsearch.storage.filters import Condition, conditions
 from simsearch.storage.reader import EARLIEST
 
@@ -102,6 +103,15 @@ class Browser:
         """Returns the facets as a JSON object: labels, folders and metadata fields with their numbers of items."""
         with engine.reading() as reader:
             return self._once(engine, reader, "facets", lambda: _count(reader))
+
+    def unmet(self, engine: Engine, wanted: list[Condition]) -> list[str]:
+        """Returns a sentence about each condition that no item meets; see `unmet.unmet`."""
+        with engine.reading() as reader:
+
+            def counts(field: str) -> dict[str, int]:
+                return self._once(engine, reader, ("values", field), lambda: reader.value_counts(field, unmet.COMPARED))
+
+            return unmet.unmet(reader, wanted, counts)
 
     def _once(self, engine: Engine, reader: ItemReader, name: Any, make: Callable[[], T]) -> T:
         """Returns the result for the present state of the index: the result kept in memory, or else that of `make()`.

@@ -42,7 +42,8 @@ class Items:
             lambda: served.run(lambda engine: self.service.browser.page(engine, wanted))
         )
         found = await self.service.in_thread(lambda: self._item_values(served, page.ids, lenient=True))
-        return reply({"items": found, "total": page.total, "next": page.next})
+        notes = {} if page.total else await self.service.notes(served, wanted.conditions())
+        return reply({"items": found, "total": page.total, "next": page.next, **notes})
 
     async def some(self, request: Request, numbers: list[int]) -> Response:
         """Answers with the items that have these ids; ids that do not exist are left out."""

@@ -24,6 +24,7 @@ from simsearch.server.reloading import ReloadableIndex
 from simsearch.server.request_body import read_search
 from simsearch.server.schemas import SearchRequest
 from simsearch.server.service import SearchService
+from simsearch.storage.filters import conditions
 
 ATTEMPTS = 3
 """The most attempts at a search whose index is replaced meanwhile."""
@@ -58,6 +59,8 @@ class Searches:
         values = answer.to_dict()
         for match in values["matches"]:
             match |= self._urls(request, served, match["id"])
+        if not matches and (where := body.search_options().get("where")):
+            values |= await self.service.notes(served, conditions(where))
         return reply(values)
 
     def _urls(self, request: Request, served: ReloadableIndex, number: int) -> dict[str, str]:

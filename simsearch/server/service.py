@@ -11,6 +11,7 @@ from typing import TypeVar
 from fastapi import Request
 
 from simsearch.engine import Engine
+from simsearch.errors import SimsearchError
 from simsearch.search.second_look import VIEW_BYTES, VIEWS, Allowance
 from simsearch.server import thumbnails
 from simsearch.server.batcher import Batcher
@@ -28,6 +29,7 @@ from simsearch.server.reloading import ReloadableIndex
 from simsearch.server.schemas import search_request, unknown
 from simsearch.server.settings import Settings
 from simsearch.server.uploads import Uploads
+from simsearch.storage.filters import Condition
 
 T = TypeVar("T")
 
@@ -106,6 +108,13 @@ class SearchService:
         if name not in self.indexes:
             raise ApiError(404, "no_such_index", f"there is no index called {name[:80]!r}")
         return self.indexes[name]
+
+    async def notes(self, served: ReloadableIndex, wanted: list[Condition]) -> dict[str, list[str]]:
+        """Returns {"notes": a sentence about each condition that no item meets} for an empty answer; {} for none."""
+        with contextlib.suppress(SimsearchError, ApiError):
+            found = await self.in_thread(lambda: served.run(lambda engine: self.browser.unmet(engine, wanted)))
+            return {"notes": found} if found else {}
+        return {}
 
     async def in_thread(self, call: Callable[[], T], pool: ThreadPoolExecutor | None = None) -> T:
         """Runs `call` in a thread and returns its result. Raises ApiError if it takes too long or the service stops.

@@ -162,6 +162,17 @@ def _metadata_value(key: str) -> tuple[str, list[Any]]:
     return "(SELECT value FROM json_each(metadata) WHERE key IS ?)", [key]
 
 
+def value_counts(connection: sqlite3.Connection, field: str, limit: int) -> dict[str, int]:
+    """Returns the texts in a field, with their numbers of items; the most frequent text is first.
+
+    field: "label", or a field of the metadata. limit: the most texts to return; -1 for all.
+    """
+    key = Condition(field, "=", ()).key
+    value, parameters = (_COLUMNS[field], []) if key is None else _metadata_value(key)
+    query = f"SELECT {value}, count(*) FROM items WHERE typeof({value}) = 'text' GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT ?"
+    return dict(connection.execute(query, (*parameters, *parameters, limit)).fetchall())
+
+
 def select(connection: sqlite3.Connection, column: str, wanted: Sequence[Condition]) -> sqlite3.Cursor:
     """Returns a cursor over the items that meet all conditions. column: the SQL of the column to select.
 

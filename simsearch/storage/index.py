@@ -167,6 +167,7 @@ class Index:
                 "items": reader.count(),
                 "failures": reader.failure_count(),
                 "labels": reader.label_count(),
+                "label_counts": reader.value_counts("label"),
                 "model": meta.model,
                 "weights_sha256": meta.weights_sha256,
                 "features": meta.features,

@@ -150,6 +150,10 @@ class Reader:
         """Returns the number of different labels."""
         return int(self._connection.execute("SELECT count(DISTINCT label) FROM items").fetchone()[0])
 
+    def value_counts(self, field: str, limit: int = -1) -> dict[str, int]:
+        """Returns the texts in a field, with their numbers of items; see `filters.value_counts`."""
+        return filters.value_counts(self._connection, field, limit)
+
     def has_items(self, source: int) -> bool:
         """Returns True if the source has any items."""
         found = self._connection.execute("SELECT 1 FROM items WHERE source = ? LIMIT 1", (source,)).fetchone()

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from simsearch.cli import inspect
 from simsearch.cli.main import help_texts, main
 from simsearch.reports import text
 
@@ -263,13 +265,16 @@ def test_remove_asks(run, index, pictures, monkeypatch):
     assert (pictures / "red" / "0.png").exists()
 
 
-def test_info_verify_export(run, tmp_path):
+def test_info_verify_export(run, tmp_path, monkeypatch):
     facts = run("info", "--format", "json").json
     for key in ("items", "failures", "model", "weights_sha256", "dimension", "metric", "engine", "search", "bytes"):
         assert key in facts
     assert set(facts["search"]) >= {"kind", "recall", "parameters"}
     assert (facts["items"], facts["labels"]) == (12, 3)
-    assert "12" in run("info").out
+    assert facts["label_counts"] == {"blue": 4, "green": 4, "red": 4}
+    assert re.search(r"^labels +3: blue 4, green 4, red 4$", run("info").out, re.M)
+    monkeypatch.setattr(inspect, "LABELS", 2)
+    assert re.search(r"^labels +3: blue 4, green 4, and 1 more$", run("info").out, re.M)
     assert "ok, 12 items" in run("verify").out
     assert run("verify", "--format", "json").json["problems"] == []
     assert run("export", "-o", tmp_path / "out").code == 0

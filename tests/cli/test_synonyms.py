@@ -46,5 +46,8 @@ def test_synonyms_lead_to_what_exists():
 def test_condition_that_no_item_meets_is_named(run):
     done = run("query", "id:1", "--filter", "label=reds", "--filter", "width>1")
     assert (done.code, done.err) == (1, "note: no item meets label=reds; did you mean label=red?\n")
+    done = run("query", "id:1", "--filter", "label=moose", "--format", "json")
+    assert done.code == 1
+    assert done.err == "note: no item meets label=moose; the labels are blue, green, red\n"
     done = run("query", "id:1", "--max-distance", "0", "--filter", "label=red")
     assert (done.code, done.err) == (1, "")

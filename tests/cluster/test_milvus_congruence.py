@@ -187,6 +187,11 @@ def test_filters(pushed_once: Both, where: list[str]) -> None:
     vector = np.ones(24, np.float32)
     alike(pushed_once, "search_by_vector", vector, 8, where=where)
     alike(pushed_once, "search_by_vector", vector, 500, where=where)
+    alike(pushed_once, lambda engine: " ".join(engine.unmet(where)))
+
+
+def test_counts_of_values(pushed_once: Both) -> None:
+    assert alike(pushed_once, lambda engine: engine.info()["label_counts"])
 
 
 def test_permission_to_leave_a_folder_is_pushed(tmp_path: Path, address: str) -> None:

@@ -338,6 +338,7 @@ def test_filters_of_a_search(page, site):
     page.locator("#labels [aria-pressed=true]").click()
     page.press("#value", "Enter")
     expect(page.locator("#state h2")).to_have_text("No pictures meet these conditions")
+    expect(page.locator("#state p")).to_contain_text("No item meets label=nothing of the kind; the labels are apple,")
     accessible(page)
     page.locator("#state button").click()
     expect(page.locator("#results .item")).not_to_have_count(0)

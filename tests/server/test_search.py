@@ -57,6 +57,19 @@ def test_mirrored_and_expanded_match_engine(client, engine, photos):
     assert "cannot be mirrored" in client.search(vector=vector, flip=True).json()["error"]["message"]
 
 
+def test_note_on_a_condition_that_no_item_meets(client):
+    answer = client.search(id=5, filter={"label": "bleu"}).json()
+    assert (answer["matches"], answer["notes"]) == ([], ["no item meets label=bleu; did you mean label=blue?"])
+    assert "notes" not in client.search(id=5, filter="label=blue").json()
+    assert "notes" not in client.search(id=5, filter="label=blue", max_distance=0).json()
+    form = {"filter": ["label=moose", "id=5"]}
+    answer = client("POST", "/v1/search", files=upload(png()), data=form).json()
+    assert answer["notes"] == ["no item meets label=moose; the labels are amber, blue, green, rose"]
+    page = client("GET", "/v1/items?filter=label%3Dbleu").json()
+    assert (page["total"], page["notes"]) == (0, ["no item meets label=bleu; did you mean label=blue?"])
+    assert "notes" not in client("GET", "/v1/items?limit=2").json()
+
+
 def test_numbers_in_a_form_are_those_of_json(client):
     for field in (
         {"k": "1_0"},

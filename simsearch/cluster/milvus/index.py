@@ -241,6 +241,7 @@ class MilvusIndex:
                 "items": own.count,
                 "failures": own.meta.failures,
                 "labels": reader.label_count(),
+                "label_counts": reader.value_counts("label"),
                 "model": own.meta.model,
                 "weights_sha256": own.meta.weights_sha256,
                 "features": own.meta.features,

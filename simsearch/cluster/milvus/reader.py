@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 PROPERTIES = "simsearch.meta", "simsearch.sources", "simsearch.state"
 """Properties of a collection, as JSON: the index's `meta.json`, its sources, and the state after the last push."""
+
+COUNTED = 100_000
+"""The most items that are fetched to count the values of a field."""
 
 SCAN = 1_000_000
 """The most items that are fetched to check a condition that Milvus cannot express."""
@@ -139,6 +143,16 @@ class MilvusReader:
 
     def label_count(self) -> int:
         return int(self.collection.state["labels"])
+
+    def value_counts(self, field: str, limit: int = -1) -> dict[str, int]:
+        """Counts the texts in a field; see `reader.Reader`. Returns {} for a collection of more than COUNTED items."""
+        if self.collection.count > COUNTED:
+            return {}
+        key = Condition(field, "=", ()).key
+        values = (item.label if key is None else item.metadata.get(key) for item in self.items())
+        counted = Counter(value for value in values if isinstance(value, str))
+        ordered = sorted(counted.items(), key=lambda pair: (-pair[1], pair[0]))
+        return dict(ordered if limit < 0 else ordered[:limit])
 
     def item(self, number: int) -> Item:
         if number not in self.seen and 0 < number < 2**63:

@@ -19,13 +19,13 @@ async function fetchList(state, list, signal, again) {  // loads the next page o
     if (state.folder) given.set("folder", state.folder);
     for (const filter of state.filter) given.append("filter", filter);
     const page = await (await patiently(where("v1/items?" + given), { signal })).json();
-    list.total = page.total; list.next = page.next; list.done = page.next === null;
+    list.total = page.total; list.next = page.next; list.notes = page.notes; list.done = page.next === null;
     return page.items;
   }
   const k = Math.min(list.items.length + PAGE, service.max_k), began = performance.now();
   const answer = await (await patiently(where("v1/search"), { ...await asked(state, k), signal })).json();
   list.done = answer.matches.length < k || k === service.max_k || k >= service.indexes.find(index => index.name === indexName(state)).items;
-  list.facts = { milliseconds: Math.round(performance.now() - began), took: Math.round(answer.took_ms), exact: answer.exact };
+  list.notes = answer.notes; list.facts = { milliseconds: Math.round(performance.now() - began), took: Math.round(answer.took_ms), exact: answer.exact };
   const fresh = answer.matches.slice(list.items.length), sizes = new Map();
   for (let start = 0; start < fresh.length; start += 100) {
     const ids = fresh.slice(start, start + 100).map(match => "id=" + match.id).join("&");
@@ -115,7 +115,7 @@ new IntersectionObserver(seen => { if (seen[0].isIntersecting) more(); }, { root
 function tell() {
   const list = shown, count = list.map ? list.total : list.items.length, index = service.indexes.find(each => each.name === indexName());
   $("tools").hidden = !count && !filtered(now) && !list.search && !list.duplicates && !list.map;
-  state(count ? null : list.duplicates ? index.items ? "alone" : "empty" : list.search || filtered(now) ? "nothing" : "empty");
+  state(count ? null : list.duplicates ? index.items ? "alone" : "empty" : list.search || filtered(now) ? "nothing" : "empty", (list.notes || []).map(note => note[0].toUpperCase() + note.slice(1) + (note.endsWith("?") ? "" : ".")).join(" "));
   if (list.map) say(count ? plural(count, "picture", "pictures") + ", similar ones side by side." : "");
   else if (list.duplicates) say(count ? plural(list.total, "group", "groups") + " of near-identical pictures, " + list.inGroups.toLocaleString("en") + " in all" + (list.complete ? "." : "; not all pairs of this large index were compared.") : "");
   else if (list.search) say(!count ? "No matches." : list.done ? plural(count, "match", "matches") + ", nearest first." : "The " + count + " nearest pictures.");

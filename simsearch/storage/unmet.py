@@ -1,0 +1,56 @@
+"""Tells which conditions no item meets, and the values that were probably meant."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from simsearch.common import suggestions
+from simsearch.storage.filters import NUMBERS, Condition
+
+if TYPE_CHECKING:
+    from simsearch.storage.protocols import ItemReader
+
+COMPARED = 1000
+"""Values of a field, the most frequent ones, that a mistyped one is compared with."""
+
+CHECKED = 8
+"""Values of conditions that are looked up; each takes one pass over the items."""
+
+SHOWN = 10
+"""Values of a field that a sentence lists."""
+
+
+def unmet(
+    reader: ItemReader, wanted: Iterable[Condition], counts: Callable[[str], Mapping[str, int]] | None = None
+) -> list[str]:
+    """Returns a sentence about each condition that no item meets, with the values that the field has.
+
+    For example "no item meets label=dgo; did you mean label=dog?". Each value of a condition counts by itself; only the
+    first CHECKED values are looked up.
+    counts: returns the most frequent values of a field, as `reader.value_counts` does; None for that.
+    Raises UsageError for a field that no item has.
+    """
+    counts = counts or (lambda field: reader.value_counts(field, COMPARED))
+    singles = (replace(condition, values=(value,)) for condition in wanted for value in condition.values)
+    return [
+        f"no item meets {single}" + _values_meant(single, counts)
+        for single in itertools.islice(singles, CHECKED)
+        if next(iter(reader.items(conditions=[single])), None) is None
+    ]
+
+
+def _values_meant(condition: Condition, counts: Callable[[str], Mapping[str, int]]) -> str:
+    """Returns the end of the sentence: the most similar value, or the most frequent ones; empty if there are none."""
+    if condition.operator not in ("=", "~") or condition.field in (*NUMBERS, "path"):
+        return ""
+    known = list(counts(condition.field))
+    near = suggestions.nearest(str(condition.values[0]), known) if condition.operator == "=" else None
+    if near is not None:
+        return f"; did you mean {condition.field}={near}?"
+    if not known:
+        return ""
+    name = "labels" if condition.field == "label" else f"values of {condition.field}"
+    return f"; the {name} are {', '.join(known[:SHOWN])}" + (", ..." if len(known) > SHOWN else "")
