@@ -159,7 +159,8 @@ class Engine(WholeIndex):
         where: conditions on items, {"label": "cat"} or ["year>2000", "path~*/2023/*"].
         max_distance: the largest distance of a match.
         min_similarity: the smallest similarity of a match, from 0 to 1.
-        crop: (x, y, width, height), the part of the upright picture to search by, in pixels.
+        crop: (x, y, width, height), the part of the upright picture to search by, from its upper left, in pixels or in
+        percent: (0, "50%", "50%", "50%") is the lower left quarter.
         plus, minus: lists of more pictures or ids that matches should resemble (plus) or not resemble (minus). An entry
         may be a pair, (picture, weight).
         flip: True to treat a mirrored picture as the same.

@@ -13,6 +13,7 @@ from simsearch.cli import completion
 from simsearch.cli.query_args import item_id
 from simsearch.common.item_ids import ID_PREFIX
 from simsearch.errors import UsageError
+from simsearch.images import boxes
 from simsearch.images.sources.remote.addresses import is_remote, normalized
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -83,21 +84,18 @@ class FilterCondition(click.ParamType):  # type: ignore[type-arg]
 
 
 class Crop(click.ParamType):  # type: ignore[type-arg]
-    """Converts X,Y,W,H to four integers, in pixels of the upright image."""
+    """Converts X,Y,W,H to a box, in pixels or percent of the upright image; see `boxes`."""
 
     name = "x,y,w,h"
 
-    def convert(
-        self, value: str | tuple[int, int, int, int], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int, int, int]:
+    def convert(self, value: str | boxes.Box, param: click.Parameter | None, ctx: click.Context | None) -> boxes.Box:
         if isinstance(value, tuple):
             return value
         try:
-            x, y, width, height = (int(part) for part in value.split(","))
+            return boxes.read_box(value)
         except ValueError:
             message = f"{_option(param)}{value!r} is not X,Y,W,H"
-            raise UsageError(message, hint="four whole numbers, in pixels") from None
-        return x, y, width, height
+            raise UsageError(message, hint="pixels, as in 40,30,120,120, or percent, as in 0,50%,50%,50%") from None
 
 
 class ByteSize(click.ParamType):  # type: ignore[type-arg]

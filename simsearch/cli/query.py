@@ -43,11 +43,16 @@ from simsearch.common.links import item_link
 from simsearch.common.printable import printable
 from simsearch.engine import Engine
 from simsearch.errors import SimsearchError, UsageError
+from simsearch.images import decode
+from simsearch.images.boxes import Box
 from simsearch.reports import text as reports_text
 from simsearch.search import results
 from simsearch.search.results import Match
+from simsearch.storage import item_files
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from simsearch.reports import html as reports_html
     from simsearch.reports import montage as reports_montage
     from simsearch.reports import terminal as reports_terminal
@@ -57,6 +62,10 @@ else:  # only needed to show pictures
     reports_montage = LazyModule("simsearch.reports.montage")
     tiles = LazyModule("simsearch.reports.tiles")
     reports_terminal = LazyModule("simsearch.reports.terminal")
+
+
+SHOWN_SIDE = 256
+"""Shorter side of the images of queries in reports, in pixels."""
 
 
 @click.command("query")
@@ -132,7 +141,7 @@ def query_command(
         (echo_ready if form == "table" else echo_data)(text, nl=False)
         html_file = html_file or (_temporary_page() if open_page else None)
         if montage or html_file or show:
-            _show_images(engine, asked.pictures, answers, montage, html_file, show, service)
+            _show_images(engine, asked.pictures, answers, montage, html_file, show, service, chosen.get("crop"))
         if not any(answer.matches for answer in answers):
             _explain_conditions(engine, chosen.get("where"))
     if open_page and html_file:
@@ -172,10 +181,11 @@ def _show_images(
     html_file: Path | None,
     show: bool,
     service: str | None,
+    crop: Box | None,
 ) -> None:
     """Shows queries and matches with their images: as a montage, in an HTML file and in the terminal, as requested.
 
-    service: URL of the service that the HTML file links to; see `item_link`.
+    service: URL of the service that the HTML file links to; see `item_link`. crop: the part of the queries to mark.
     """
 
     def tile(match: Match) -> tiles.Tile:
@@ -184,7 +194,9 @@ def _show_images(
         return tiles.Tile(image, match.path, match.label, match.id, match.distance, match.similarity, link=link)
 
     rows = [
-        tiles.ResultRow(tiles.Tile(engine.thumbnail(picture), answer.query), [tile(match) for match in answer.matches])
+        tiles.ResultRow(
+            tiles.Tile(_query_image(engine, picture, crop), answer.query), [tile(match) for match in answer.matches]
+        )
         for picture, answer in zip(pictures, answers, strict=True)
     ]
     note_unshown(engine, rows)
@@ -197,6 +209,15 @@ def _show_images(
         facts = {"index": str(engine.path), "model": engine.meta.model, "items": f"{len(engine):,}"}
         reports_html.save_html(rows, html_file, "Most similar pictures", facts)
         note(f"wrote {html_file}")
+
+
+def _query_image(engine: Engine, picture: Any, crop: Box | None) -> Image.Image | None:
+    """Returns a query as an image to show, with the part marked that was searched by; None if it cannot be read."""
+    found = item_files.decoded(engine.opened_index, picture, SHOWN_SIDE)
+    if found is None or crop is None:
+        return None if found is None else found.image
+    size = found.width, found.height
+    return tiles.mark_part(found.image, decode.check_box(crop, size), size)
 
 
 def _show_in_terminal(rows: Sequence[tiles.ResultRow]) -> None:

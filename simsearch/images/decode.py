@@ -6,7 +6,6 @@ caller needs fewer pixels. This is done in bands of rows, so that memory never h
 
 from __future__ import annotations
 
-import operator
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image
 
 from simsearch.common.lazy import LazyModule
 from simsearch.errors import ImageError, UsageError
+from simsearch.images.boxes import FORM, Box, PixelBox, in_pixels
 from simsearch.images.decoding import camera_raw, formats, jxl, opening
 from simsearch.images.decoding.formats import EXTENSIONS, left_out, looks_like_image
 from simsearch.images.decoding.limits import file_in_memory
@@ -128,28 +128,28 @@ def from_array(array: NDArray[np.uint8]) -> Image.Image:
     return to_rgb(Image.fromarray(array))
 
 
-def crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+def crop(image: Image.Image, box: Box) -> Image.Image:
     """Cuts the box (x, y, width, height) out of an upright image. Raises the errors of `check_box`."""
     x, y, width, height = check_box(box, image.size)
     return image.crop((x, y, x + width, y + height))
 
 
-def check_box(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Checks a box (x, y, width, height), and returns it as ints.
+def check_box(box: Box, size: tuple[int, int]) -> PixelBox:
+    """Checks a box (x, y, width, height), and returns it in pixels.
 
     size: width and height of the image.
-    Raises UsageError if the box is not four whole numbers, ImageError if the box is empty or does not lie within the
-    image.
+    Raises UsageError if the value is not a box, ImageError if the box is empty or does not lie within the image.
     """
     try:
-        x, y, width, height = (operator.index(number) for number in box)
+        x, y, width, height = in_pixels(box, size)
     except (TypeError, ValueError):
-        raise UsageError(f"a crop is four whole numbers (x, y, width, height), not {box!r}") from None
+        raise UsageError(f"a crop is {FORM}; not {box!r}") from None
+    given = ",".join(map(str, box))
     if width <= 0 or height <= 0:
-        raise ImageError(f"crop {x},{y},{width},{height} has no area", hint="a width and a height from 1 on")
+        raise ImageError(f"crop {given} has no area", hint="a width and a height of at least one pixel")
     if x < 0 or y < 0 or x + width > size[0] or y + height > size[1]:
         shown = f"{size[0]}x{size[1]}"
-        raise ImageError(f"crop {x},{y},{width},{height} does not lie within the {shown} image")
+        raise ImageError(f"crop {given} does not lie within the {shown} image")
     return x, y, width, height
 
 

@@ -8,6 +8,7 @@ from typing import IO
 from PIL import Image
 
 from simsearch.images import decode
+from simsearch.images.boxes import Box, least_side
 
 LARGE_PIXELS = 1 << 24
 """Images with more pixels are converted to RGB in bands of rows, if they are scaled down."""
@@ -42,17 +43,17 @@ def peak_memory(data: bytes | IO[bytes], shorter_side: int | None = None, crop: 
     return needed + converted * copy
 
 
-def scaled_side(size: tuple[int, int], box: tuple[int, int, int, int], resize: int) -> int | None:
+def scaled_side(size: tuple[int, int], box: Box, resize: int) -> int | None:
     """Returns the `shorter_side` for `decode.decode_image` if only a part of an image is needed; None for full size.
 
     size: the image's width and height. box: the part (x, y, width, height). resize: the pixels needed along the part's
     shorter side.
     Returns None if the image is not large, or if scaling it down would leave too few pixels.
     """
-    if size[0] * size[1] <= LARGE_PIXELS or len(box) != 4:
+    if size[0] * size[1] <= LARGE_PIXELS:
         return None
-    shorter, part = min(size), min(box[2:])
-    if not isinstance(part, int) or part <= 0:
+    shorter, part = min(size), least_side(box, size)
+    if part <= 0:
         return None
     side = math.ceil(resize * shorter / part)
     return side if shorter // (2 * side) > 1 else None

@@ -6,10 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from PIL import Image
+from PIL import Image, ImageDraw
+
+from simsearch.images.boxes import PixelBox
 
 PAPER, INK, FAINT = "#ffffff", "#1c1f23", "#5d646c"
 """Colours of drawn reports: the background, text, and less important text."""
+
+SHADE = 0.6
+"""Fraction of black that darkens an image outside a marked part; the web page uses the same."""
 
 MAX_ENLARGEMENT = 2.0  # tiny images that are enlarged further are only blurred
 
@@ -47,6 +52,25 @@ def fit_image(image: Image.Image | None, side: int) -> Image.Image | None:
     width, height = (max(1, round(length * scale)) for length in image.size)
     pixels = image if image.mode == "RGB" else image.convert("RGB")  # convert always copies
     return pixels.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def mark_part(image: Image.Image, box: PixelBox, size: tuple[int, int]) -> Image.Image:
+    """Returns an RGB copy of an image with a frame around a part, and the rest darkened.
+
+    box: the part, in pixels of the original. size: the width and height of the original.
+    """
+    across, down = image.width / size[0], image.height / size[1]
+    x, y, width, height = box
+    left, top = int(x * across), int(y * down)
+    right, bottom = max(left + 1, round((x + width) * across)), max(top + 1, round((y + height) * down))
+    pixels = image.convert("RGB")
+    marked = Image.blend(pixels, Image.new("RGB", pixels.size), SHADE)
+    marked.paste(pixels.crop((left, top, right, bottom)), (left, top))
+    line = max(1, round(max(image.size) / 128))
+    draw = ImageDraw.Draw(marked)
+    draw.rectangle((left - 1, top - 1, right, bottom), outline="black", width=1)
+    draw.rectangle((left, top, right - 1, bottom - 1), outline="white", width=line)
+    return marked
 
 
 def file_name(path: str) -> str:

@@ -15,6 +15,7 @@ from simsearch.common import suggestions
 from simsearch.errors import UsageError
 
 if TYPE_CHECKING:
+    from simsearch.images.boxes import Box
     from simsearch.search.queries import Picture
     from simsearch.storage.filters import Where
 
@@ -22,7 +23,7 @@ Kind = Literal["integer", "number", "flag", "conditions", "box", "images"]
 """The type of an option's value.
 
 conditions: conditions on items, such as label=cat.
-box: x, y, width, height in pixels.
+box: x, y, width, height in pixels or percent; see `boxes`.
 images: pictures or items with weights; in HTTP requests, ids of items.
 """
 
@@ -111,10 +112,11 @@ OPTIONS = (
     SearchOption(
         "crop",
         "box",
-        "Search by this part of the query, in pixels.",
+        "Search by this part of the query, from its upper left: pixels, or percent as in 0,50%,50%,50%.",
         changes_query=True,
         metavar="X,Y,W,H",
-        http_help="Search by this part of the upright query: x, y, width, height, in pixels.",
+        http_help="Search by this part of the upright query: x, y, width, height, from its upper left, in pixels or as"
+        ' texts in percent, such as "50%".',
     ),
     SearchOption(
         "plus",
@@ -192,7 +194,8 @@ class SearchOptions(TypedDict, total=False):
 class PictureOptions(SearchOptions, total=False):
     """The options of a search by pictures or items: those of `SearchOptions`, and the following.
 
-    crop: (x, y, width, height), the part of the upright picture to search by, in pixels.
+    crop: (x, y, width, height), the part of the upright picture to search by, from its upper left, in pixels or in
+    percent ("50%").
     flip: True to also find items that look like the mirror image.
     plus, minus: more pictures that matches should resemble, or not resemble. Each is a picture or the id of an item,
     alone or in a tuple (picture, weight).
@@ -200,7 +203,7 @@ class PictureOptions(SearchOptions, total=False):
     """
 
     no_self: bool
-    crop: tuple[int, int, int, int] | None
+    crop: Box | None
     flip: bool
     plus: Sequence[Picture | int | tuple[Picture | int, float]]
     minus: Sequence[Picture | int | tuple[Picture | int, float]]

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 Picture = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | np.ndarray[Any, Any]
 """An image to search by: a path, encoded bytes, a binary file, a PIL image, or an (H, W, 3) uint8 array."""
 
-Box = tuple[int, int, int, int]
-"""A part of an image: x, y, width and height in pixels of the upright image."""
-
 
 class OutdatedQueryError(SimsearchError):
     """The index has changed since a query was prepared for it; the query must be prepared again."""

@@ -16,10 +16,11 @@ from PIL import Image, ImageOps
 from simsearch.common.machine import MemoryBudget, available_cores
 from simsearch.errors import ImageError
 from simsearch.images import decode, memory
+from simsearch.images.boxes import Box, PixelBox
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.images.sources import recorded, resolve
 from simsearch.images.sources.base import Source
-from simsearch.search.queries import Box, Picture, PreparedImage, is_id
+from simsearch.search.queries import Picture, PreparedImage, is_id
 
 if TYPE_CHECKING:
     from simsearch.storage.protocols import ItemReader
@@ -153,7 +154,7 @@ class QueryImages:
             return self._decoded(file, crop, flip)
 
     def _decoded(self, file: _File, crop: Box | None, flip: bool) -> PreparedImage:
-        """Decodes an image file. crop: in pixels of the upright image at full size."""
+        """Decodes an image file. crop: a part of the upright image at full size."""
         size = memory.image_size(file.data) if crop is not None else (0, 0)
         shorter_side = self.recipe.resize if crop is None else memory.scaled_side(size, crop, self.recipe.resize)
         with self.budget.hold(memory.peak_memory(file.data, shorter_side, crop is not None)):
@@ -206,13 +207,13 @@ def _picture_file(picture: Any, hashed: bool) -> _File:
     return _File(data, name, hashlib.sha256(data).digest() if hashed else b"")
 
 
-def _scaled_box(box: Box, size: tuple[int, int], scaled: tuple[int, int]) -> Box:
-    """Converts a box from pixels of an image at full size to pixels of the same image scaled down.
+def _scaled_box(given: Box, size: tuple[int, int], scaled: tuple[int, int]) -> PixelBox:
+    """Converts a box of an image at full size to pixels of the same image scaled down.
 
     size, scaled: (width, height) of the image at full size and scaled down.
-    Raises ImageError if the box is not inside the image, and UsageError if it is not four whole numbers.
+    Raises ImageError if the box is not inside the image, and UsageError if it is not a box; see `boxes`.
     """
-    box = decode.check_box(box, size)
+    box = decode.check_box(given, size)
     across, down = scaled[0] / size[0], scaled[1] / size[1]
     x, y = round(box[0] * across), round(box[1] * down)
     return x, y, max(1, round((box[0] + box[2]) * across) - x), max(1, round((box[1] + box[3]) * down) - y)

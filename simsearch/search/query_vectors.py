@@ -19,10 +19,10 @@ import numpy as np
 from simsearch.common.machine import MemoryBudget
 from simsearch.errors import ItemNotFoundError, SimsearchError, UsageError
 from simsearch.images import decode
+from simsearch.images.boxes import Box
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.search.feedback import blend, weighted
 from simsearch.search.queries import (
-    Box,
     OutdatedQueryError,
     Picture,
     PreparedImage,

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from simsearch.images.boxes import PERCENT
 from simsearch.installation import __version__
 from simsearch.search.options import OPTIONS
 from simsearch.server.answers import EXAMPLES, Error
@@ -189,9 +190,9 @@ def _form_fields(fields: Schema) -> Schema:
     boxes = {
         option.http_field: {
             "type": "string",
-            "pattern": r"^\d+,\d+,\d+,\d+$",
+            "pattern": "^" + ",".join([f"([0-9]{{1,9}}|{PERCENT})"] * 4) + "$",
             "description": fields[option.http_field]["description"],
-            "examples": ["10,10,80,60"],
+            "examples": ["10,10,80,60", "0,50%,50%,50%"],
         }
         for option in OPTIONS
         if option.kind == "box"

@@ -11,6 +11,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from simsearch.common import outside_json
+from simsearch.images import boxes
 from simsearch.search.options import LISTS, OPTIONS
 from simsearch.server.middleware import ApiError
 from simsearch.server.schemas import AddRequest, Body, SearchRequest
@@ -139,8 +140,8 @@ def _integer(text: str) -> int:
     return int(text)
 
 
-def _box(text: str) -> list[int]:
-    return [_integer(part) for part in text.strip("[]").split(",")]
+def _box(text: str) -> list[boxes.Length]:
+    return list(boxes.read_box(text.strip("[]").replace('"', "")))
 
 
 _FROM_TEXT: dict[str, Callable[[str], Any]] = {

@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from simsearch.common import suggestions
+from simsearch.images import boxes
 from simsearch.search.options import OPTIONS, SearchOption, SearchOptions
 from simsearch.server.middleware import ApiError
 from simsearch.server.settings import Settings
@@ -164,9 +165,10 @@ def _field(option: SearchOption, most: int | None) -> tuple[Any, str]:
         case "flag":
             return bool, "must be true or false"
         case "box":
-            side = Annotated[int, Field(ge=0, le=2**31 - 1)]
+            pixels = Annotated[int, Field(ge=0, le=2**31 - 1)]
+            side = pixels | Annotated[str, Field(pattern=f"^{boxes.PERCENT}$")]
             box = Annotated[list[side], FailFast(), Field(min_length=4, max_length=4), AfterValidator(tuple)]
-            return box, "must be four whole numbers: x, y, width, height"
+            return box, f"must be {boxes.FORM}"
         case "images":
             ids = Annotated[list[ItemId], FailFast(), Field(max_length=most)]
             return ids, f"must be a list of at most {most} numbers of items"

@@ -59,10 +59,16 @@ def thumbnail(index: OpenIndex, picture: Any, shorter_side: int) -> Image.Image 
     picture: the id of an item, or a picture of any type that `resolve.open_picture` takes.
     shorter_side: the number of pixels that the caller needs along the shorter side. The result may be larger.
     """
+    found = decoded(index, picture, shorter_side)
+    return None if found is None else found.image
+
+
+def decoded(index: OpenIndex, picture: Any, shorter_side: int) -> decode.DecodedImage | None:
+    """Returns the image of `thumbnail` and the size of the original; None if the picture cannot be read."""
     try:
         if not isinstance(picture, int | np.integer):
-            return resolve.open_picture(picture, shorter_side).image
+            return resolve.open_picture(picture, shorter_side)
         with open_image(index, int(picture), decodes=False) as file:
-            return decode.decode_image(file, shorter_side).image
+            return decode.decode_image(file, shorter_side)
     except ImageError:
         return None

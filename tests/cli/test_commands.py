@@ -11,7 +11,7 @@ import sys
 import click
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from simsearch.cli import inspect
 from simsearch.cli.main import help_texts, main
@@ -179,6 +179,11 @@ def test_html_and_montage(run, pictures, tmp_path):
     with Image.open(tmp_path / "m.png") as montage:
         assert montage.width > 800
     assert (tmp_path / "r.html").read_text().count("data:image/jpeg;base64") == 14
+    part = "--crop", "0,50%,50%,50%"
+    assert run("query", pictures / "red" / "0.png", "id:2", *part, "--montage", tmp_path / "part.png").code == 0
+    with Image.open(tmp_path / "m.png") as whole, Image.open(tmp_path / "part.png") as marked:
+        changed = ImageChops.difference(whole.convert("RGB"), marked.convert("RGB")).getbbox()
+    assert changed is not None and changed[0] < 200  # the queries, at the left, have the part marked
     bad = run("query", "id:1", "--montage", tmp_path / "m.doc")
     assert bad.code == 2
     assert ".doc" in bad.err

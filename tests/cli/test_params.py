@@ -17,6 +17,7 @@ from simsearch.errors import UsageError
         (Weighted(), "id:7=-0.5", ("id:7", -0.5)),
         (Weighted(), "x=y.jpg", ("x=y.jpg", 1.0)),
         (Crop(), "1, 2,30,40", (1, 2, 30, 40)),
+        (Crop(), "0,50%,50%,50%", (0, "50%", "50%", "50%")),
         (ByteSize(), "500M", 500 << 20),
         (ByteSize(), "1.5 GiB", 3 << 29),
         (ByteSize(), "12", 12),

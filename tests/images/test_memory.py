@@ -66,5 +66,8 @@ def test_part_of_large_image_is_decoded_smaller():
     assert memory.scaled_side((8000, 6000), (0, 0, 8000, 6000), 256) == 256
     assert memory.scaled_side((8000, 6000), (0, 0, 2000, 1500), 256) == 1024
     assert memory.scaled_side((8000, 6000), (0, 0, 500, 500), 256) is None  # every pixel is needed
+    assert memory.scaled_side((8000, 6000), (0, 0, "100%", "25%"), 256) == 1024
+    assert memory.scaled_side((8000, 6000), (0, 0, "25%", "100%"), 256) == 1024  # as if it were turned
+    assert memory.scaled_side((8000, 6000), "0,0,5,5", 256) is None  # type: ignore[arg-type]
     assert memory.scaled_side((4000, 3000), (0, 0, 4000, 3000), 256) is None  # not large
     assert memory.scaled_side((100_000, 1000), (0, 0, 1000, 1000), 256) is None  # nothing to spare

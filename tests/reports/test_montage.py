@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from simsearch.reports import tiles
 from simsearch.reports.montage import draw_montage
 from simsearch.reports.tiles import ResultRow, Tile
 from tests.helpers.reports import GREEN, RED, match, page, row, solid
@@ -103,3 +104,15 @@ def test_montage_without_matches_images_or_rows() -> None:
     assert words.width > 2 * 100  # room for "no match"
     assert draw_montage([ResultRow(Tile(None, "gone.jpg"), [match(path="b.jpg")])], side=100).height == words.height
     assert draw_montage([]).width > 2 * 160
+
+
+def test_marked_part_is_bright_and_the_rest_dark() -> None:
+    """The box is in pixels of the original, which is four times as large as what is shown."""
+    image = Image.new("RGB", (100, 60), (200, 200, 200))
+    marked = tiles.mark_part(image, (0, 120, 200, 120), (400, 240))
+    assert marked.size == image.size
+    assert marked.getpixel((25, 45)) == (200, 200, 200)
+    assert marked.getpixel((75, 45)) == marked.getpixel((25, 15)) == (79, 79, 79)  # 0.4 of it
+    assert marked.getpixel((0, 30)) == (255, 255, 255)
+    assert image.getpixel((75, 45)) == (200, 200, 200)
+    assert tiles.mark_part(image.convert("L"), (399, 239, 1, 1), (400, 240)).size == (100, 60)

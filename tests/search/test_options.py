@@ -14,7 +14,7 @@ TYPES = {
     "number": "float | None",
     "flag": "bool",
     "conditions": "Where | None",
-    "box": "tuple[int, int, int, int] | None",
+    "box": "Box | None",
     "images": "Sequence[Picture | int | tuple[Picture | int, float]]",
 }
 

@@ -72,6 +72,7 @@ def test_crop(engine: Engine, tmp_path: Path) -> None:
     picture = np.random.default_rng(3).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     query = engine.features([np.ascontiguousarray(picture[10:40, 20:50])])
     agree(engine.search(picture, 6, crop=(20, 10, 30, 30)), scan.search(query, 6))
+    agree(engine.search(picture, 6, crop=(20, "25%", "50%", "75%")), scan.search(query, 6))
     with pytest.raises(ImageError, match="does not lie within"):
         engine.search(picture, crop=(40, 0, 30, 30))
 

@@ -369,7 +369,7 @@ def test_errors_say_what_to_write(client):
         return message(client("POST", "/v1/search", data=data, files={"image": ("q.png", png())}))
 
     assert search(k="x") == "k must be a whole number from 1 to 1000"
-    assert search(crop="1,2") == "crop must be four whole numbers: x, y, width, height"
+    assert search(crop="1,2").startswith("crop must be x, y, width, height: whole numbers of pixels, or percent")
     assert search(flip="maybe") == "flip must be true or false"
     assert search(max_distance="far") == "max_distance must be a number that is not negative"
     assert search(plus="cat") == "plus must be a list of at most 64 numbers of items"

@@ -305,9 +305,16 @@ def test_cropping_by_dragging_and_typing(page):
     page.press("#crop", "Enter")
     expect(page.locator("#crop")).to_have_value("0,0,40,40")
     results(page)
+    with page.expect_request("**/v1/search*") as sent:
+        page.fill("#crop", "0,50%,50%,50%")
+        page.press("#crop", "Enter")
+    x, y, width, height = sent.value.post_data_json["crop"]
+    assert (x, abs(y - height) <= 1) == (0, True) and width > 9
+    expect(page.locator("#crop")).to_have_value(f"{x},{y},{width},{height}")
+    results(page)
     page.fill("#crop", "much of it")
     page.press("#crop", "Tab")
-    expect(page.get_by_role("alert")).to_contain_text("four whole numbers")
+    expect(page.get_by_role("alert")).to_contain_text("or percent such as 50%")
     page.click("#whole")
     expect(page.locator("#box")).to_be_hidden()
     results(page)

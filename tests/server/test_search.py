@@ -57,6 +57,19 @@ def test_mirrored_and_expanded_match_engine(client, engine, photos):
     assert "cannot be mirrored" in client.search(vector=vector, flip=True).json()["error"]["message"]
 
 
+def test_crop_in_percent(client, engine, photos):
+    data = (photos / "blue" / "3.png").read_bytes()
+    expected = [match.distance for match in engine.search(data, crop=(0, "50%", "50%", "50%"))]
+    for crop in ("0,50%,50%,50%", '[0, "50%", "50%", "50%"]'):
+        found = client("POST", "/v1/search", files=upload(data), data={"crop": crop}).json()
+        assert [match["distance"] for match in found["matches"]] == expected
+    by_id = engine.search_by_id(5, crop=(0, "50%", "50%", "50%"))
+    found = client.search(id=5, crop=[0, "50%", "50%", "50%"]).json()
+    assert [match["distance"] for match in found["matches"]] == [match.distance for match in by_id]
+    for bad in ([0, 0, "101%", 5], [0, 0, "5", 5], [0, 0, "-5%", 5], [0, 0, None, 5]):
+        assert "percent such as" in client.search(id=5, crop=bad).json()["error"]["message"]
+
+
 def test_note_on_a_condition_that_no_item_meets(client):
     answer = client.search(id=5, filter={"label": "bleu"}).json()
     assert (answer["matches"], answer["notes"]) == ([], ["no item meets label=bleu; did you mean label=blue?"])

@@ -91,9 +91,13 @@ $("stage").onpointermove = event => {
 };
 $("stage").onpointerup = () => { if (from) { from = null; go({ crop: dragged }); } };
 $("stage").onpointercancel = () => { from = null; drawBox(now.crop); };
+function inPixels(lengths) {  // far edges are rounded, not lengths, as the service does
+  const size = query.size || [NaN, NaN], exact = lengths.map((text, n) => text.endsWith("%") ? text.slice(0, -1) / 100 * size[n % 2] : Number(text));
+  return exact.map((n, place) => !lengths[place].endsWith("%") ? n : place < 2 ? Math.round(n) : Math.round(exact[place - 2] + n) - Math.round(exact[place - 2]));
+}
 $("crop").onchange = () => {
-  const numbers = $("crop").value.split(/[ ,]+/).filter(Boolean).map(Number);
-  if (numbers.length && !(numbers.length === 4 && numbers.every(n => Number.isInteger(n) && n >= 0))) { problem(new Problem("A part of the picture is four whole numbers: x,y,width,height.", 422)); return; }
+  const numbers = inPixels($("crop").value.split(/[ ,]+/).filter(Boolean));
+  if (numbers.length && !(numbers.length === 4 && numbers.every(n => Number.isInteger(n) && n >= 0))) { problem(new Problem("A part of the picture is x,y,width,height: whole numbers of pixels, or percent such as 50%.", 422)); return; }
   go({ crop: numbers.length ? numbers : null });
 };
 $("whole").onclick = () => go({ crop: null });
