@@ -43,12 +43,18 @@ __all__ = [
 ]
 
 
+HINT = "hint: "
+"""The beginning of the note that shows the hint of an error in its traceback."""
+
+
 class SimsearchError(Exception):
     """The base class of all errors of simsearch. `str(error)` is one sentence that names the invalid value."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+        if hint and hint not in message:
+            self.add_note(f"{HINT}{hint}")
 
 
 class UsageError(SimsearchError, ValueError):

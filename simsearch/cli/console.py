@@ -15,7 +15,7 @@ import click
 from simsearch.cli import synonyms
 from simsearch.common.links import file_link, item_link, shortest
 from simsearch.common.printable import printable, printable_lines
-from simsearch.errors import IndexDamagedError, SimsearchError, UsageError
+from simsearch.errors import HINT, IndexDamagedError, SimsearchError, UsageError
 from simsearch.installation import __version__
 
 if TYPE_CHECKING:
@@ -105,12 +105,23 @@ class ErrorReportingGroup(click.Group):
                 raise UsageError("standard output is closed, so the result is lost")
         except Exception as error:
             if debug and not isinstance(error, click.ClickException | click.exceptions.Exit):
-                echo("".join(traceback.format_exception(error)).rstrip("\n"), err=True)
+                echo(_traceback(error).rstrip("\n"), err=True)
             code = report_error(error)
         except KeyboardInterrupt:
             echo("interrupted", err=True)
             code = INTERRUPTED
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _traceback(error: BaseException) -> str:
+    """Returns the traceback of an error, without hints, which `report_error` prints."""
+    whole = traceback.TracebackException.from_exception(error)
+    part: traceback.TracebackException | None = whole
+    while part is not None:
+        notes = [note for note in part.__notes__ or () if not note.startswith(HINT)]
+        part.__notes__ = notes or None
+        part = part.__cause__ or part.__context__
+    return "".join(whole.format())
 
 
 def report_error(error: Exception) -> int:

@@ -76,11 +76,11 @@ class Matches(list[Match]):
         return {"exact": self.exact}  # without `thumbnail`, which refers to the open index
 
     def to_pandas(self) -> Any:
-        """Returns a pandas.DataFrame with a column for each field of `Match`.
+        """Returns a pandas.DataFrame with a column for each field of `Match`, and one for its `word`.
 
         Raises MissingExtraError if pandas is not installed.
         """
-        return to_pandas(asdict(match) for match in self)
+        return to_pandas({**asdict(match), "word": match.word} for match in self)
 
     def _repr_html_(self) -> str:
         """Returns HTML for a notebook: the pictures in a row, with label, distance and word below each."""

@@ -247,6 +247,7 @@ def test_debug_shows_a_traceback(run):
         assert result.code == 2
         assert "Traceback" in result.err
         assert "error: there is no index at no/index" in result.err
+        assert result.err.count("hint: ") == 1
 
 
 def test_other_model_is_refused_naming_both(run, index, tiny_weights, tmp_path):

@@ -70,6 +70,7 @@ def test_pandas_frames(engine: Engine) -> None:
     assert list(frame["id"]) == [1, 2, 3] and "path" in frame
     found = engine.search_by_id(1, k=4)
     assert list(found.to_pandas()["distance"]) == [match.distance for match in found]
+    assert list(found.to_pandas()["word"]) == [match.word for match in found]
 
 
 def test_matches_in_a_notebook(engine: Engine) -> None:
