@@ -110,10 +110,10 @@ def train_command(source: tuple[str, ...], output: Path, names: Path | None, **o
     """Trains a network on labelled SOURCEs and writes one .safetensors file.
 
     A SOURCE is as for `build`; the labels are the names of its folders, a column, or the labels of the data set. For
-    fewer than some 10,000 images, start with the shipped weights: --from alexnet --preset adapt. Beside the weights
-    FILE.safetensors, the training writes a log FILE.jsonl and a chart of the errors FILE.png. Until it is done, it also
-    keeps FILE.checkpoint, with which --resume continues after Ctrl-C or a crash. Use the weights with `build --model
-    FILE` and `classify -m FILE`. Several GPUs: torchrun --nproc-per-node N -m simsearch train ...
+    fewer than some 10,000 images, start with the shipped weights: --from alexnet --freeze convolutions --preset adapt.
+    Beside the weights FILE.safetensors, the training writes a log FILE.jsonl and a chart of the errors FILE.png. Until
+    it is done, it also keeps FILE.checkpoint, with which --resume continues after Ctrl-C or a crash. Use the weights
+    with `build --model FILE` and `classify -m FILE`. Several GPUs: torchrun --nproc-per-node N -m simsearch train ...
     """
     job = training_job.prepare_job(source, output, names=training_job.read_names(names) if names else None, **options)
     if options["preset"] == "adapt" and not job.start:
@@ -126,9 +126,13 @@ def train_command(source: tuple[str, ...], output: Path, names: Path | None, **o
         raise click.exceptions.Exit(INTERRUPTED) from None
     if outcome.bytes:  # the first of several processes wrote the weights and reports them
         for name, scores in outcome.metrics.items():
-            echo(f"{name}: {', '.join(publish.format_metric(*pair) for pair in scores.items())}")
+            shown = ", ".join(publish.format_metric(*pair) for pair in scores.items())
+            held_out = " that were held out" if name == "validation" and not options["validation"] else ""
+            echo(f"{name}: {shown}, on {pluralize(outcome.measured[name], 'image')}{held_out}")
+        averaged = job.config.average > 0
+        kept = "the mean of the weights over the last passes" if averaged else "the weights after the last pass"
         classes, images = pluralize(outcome.classes, "class", "classes"), pluralize(outcome.images, "image")
-        echo(f"{outcome.output}: {classes} from {images} in {outcome.seconds:,.0f} s, {outcome.bytes:,} bytes")
+        echo(f"{outcome.output}: {classes} from {images} in {outcome.seconds:,.0f} s, {outcome.bytes:,} bytes; {kept}")
 
 
 @click.command("classify")

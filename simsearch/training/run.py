@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ class TrainingReport:
     """The result of a training.
 
     output: the weights file. images, classes: numbers of images and classes trained on.
-    metrics: by name of the image set, then by name of the metric.
+    metrics: by name of the image set, then by name of the metric. measured: the number of images of each set.
     seconds: of training, in all runs together. bytes: size of the weights file.
     """
 
@@ -63,6 +63,7 @@ class TrainingReport:
     metrics: dict[str, dict[str, float]]
     seconds: float
     bytes: int
+    measured: dict[str, int] = field(default_factory=dict)
 
 
 def fit(
@@ -121,7 +122,8 @@ def fit(
         record = _record(data, validation, start)
         metrics = publish(network, card, job.output, checks, colour, compress=compress, trained_on=data, record=record)
         checkpoint.unlink(missing_ok=True)
-        report = replace(report, metrics=metrics, bytes=job.output.stat().st_size)
+        measured = {name: len(images) for name, images in checks.items()}
+        report = replace(report, metrics=metrics, measured=measured, bytes=job.output.stat().st_size)
     world.leave()
     return report
 
@@ -196,7 +198,8 @@ def gather(
     if single:
         _note(log, f"{single:,} of {len(classes):,} classes have one image; it is trained on and not held out")
     if start is None and job.architecture == "alexnet" and len(data) < FEW:
-        _note(log, f"{len(data):,} images are few for training from random weights; try --from alexnet --preset adapt")
+        advice = "--from alexnet --freeze convolutions --preset adapt"
+        _note(log, f"{len(data):,} images are few for training from random weights; try {advice}")
     if validation is None and job.config.schedule == "plateau":
         _note(log, "there is no validation set, so the learning rate will not fall")
     return data, validation, recipe

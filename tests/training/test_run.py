@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -100,6 +101,8 @@ def test_classes_of_sources_merge_by_name(tmp_path):
     done = simsearch_("train", tmp_path / "one", tmp_path / "two", "-o", tmp_path / "w.safetensors", *QUICK)
     assert done.exit_code == 0, done.output
     assert "3 classes from" in done.output
+    assert re.search(r"^validation: top-1 [\d.]+%.*, on 4 images that were held out$", done.output, re.M)
+    assert done.output.rstrip().endswith("; the weights after the last pass")
     assert weights.read_card(tmp_path / "w.safetensors").classes == ("blue", "green", "red")
 
 
@@ -110,6 +113,7 @@ def test_validation_by_another_source(pics, tmp_path):
     done = simsearch_("train", pics, "-o", tmp_path / "w.safetensors", "--val", tmp_path / "val", *QUICK)
     assert done.exit_code == 0, done.output
     assert "1 validation images of unknown classes were left out" in done.output
+    assert re.search(r"^validation: top-1 [\d.]+%.*, on 3 images$", done.output, re.M)
     assert "36 images of 3 classes, 3 to validate on" in weights.read_card(tmp_path / "w.safetensors").training["data"]
     (tmp_path / "odd").mkdir()
     (tmp_path / "val" / "mauve").rename(tmp_path / "odd" / "mauve")
