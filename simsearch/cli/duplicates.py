@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
-from typing import Any
 
 import click
 
 from simsearch import api
-from simsearch.cli import completion
+from simsearch.cli import completion, duplicate_groups
 from simsearch.cli.console import (
     NO_MATCH,
     check_folder_exists,
     check_links,
     echo,
-    echo_data,
-    echo_ready,
     note,
     note_unshown,
     pluralize,
-    show_path,
     warn_if_incomplete,
 )
 from simsearch.cli.options import device_option, html_option, index_option, links_option, version_option
 from simsearch.cli.progress import show_progress
 from simsearch.common.links import item_link
-from simsearch.common.printable import printable
 from simsearch.curation.cleanup import ignored, keep, run
 from simsearch.curation.cleanup import restore as restoring
-from simsearch.curation.cleanup.plan import Decision, Plan, make_plan
+from simsearch.curation.cleanup.plan import Plan, make_plan
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.reports import text
@@ -147,8 +141,8 @@ def duplicates_command(
         plan = make_plan(groups, chosen, action, limit.distance, move_to or "") if chosen else None
         if html_file:
             _write_report(engine, groups, limit, html_file, service)
-        _print_groups(groups, plan, form)
-        echo(_summary(groups, limit), err=True)
+        duplicate_groups.print_groups(groups, plan, form)
+        echo(duplicate_groups.summary(groups, limit), err=True)
         if len(engine) > near_rows.EXACT and not exact and not other:
             _note_completeness(engine, groups, limit)
         if plan and action and groups:
@@ -244,64 +238,6 @@ def _note_completeness(engine: Engine, groups: Groups, limit: Threshold) -> None
     )
 
 
-def _summary(groups: Groups, limit: Threshold) -> str:
-    copies = ", ".join(f"{name} {share:.0%}" for name, share in limit.copies.items())
-    items = pluralize(sum(map(len, groups)), "item")
-    found = f"{pluralize(len(groups), 'group')} of {items} within {limit.farthest:.4g}"
-    if limit.reach:
-        found += " whose pixels agree"
-    return found + (f"; changed copies found: {copies}" if copies else "")
-
-
-def _print_groups(groups: Groups, plan: Plan | None, form: str) -> None:
-    decided = plan.groups if plan else [[Decision(member, "") for member in group] for group in groups]
-    listed = [[_entry(decision, plan is not None) for decision in group] for group in decided]
-    if form == "json":
-        echo(json.dumps(listed, indent=1))
-    elif form == "jsonl":
-        for entries in listed:
-            echo(json.dumps(entries))
-    elif form == "csv":
-        headings = ["group", "id", "path", "label", "distance", *(_PLANNED if plan else ())]
-        cells = [[number, *entry.values()] for number, entries in enumerate(listed, 1) for entry in entries]
-        echo_data(text.to_csv([headings, *cells]), nl=False)
-    elif form == "paths":
-        for group in decided:
-            for decision in group if plan else group[1:]:
-                if decision.action not in ("keep", "leave"):
-                    echo_data(decision.member.path)
-    else:
-        for number, group in enumerate(decided, 1):
-            rows = [("distance", "id", "label", "path"), *(_row(decision) for decision in group)]
-            if plan:
-                actions = ["action", *(decision.action for decision in group)]
-                rows = [(*row[:2], action, *row[2:]) for row, action in zip(rows, actions, strict=True)]
-            lines = text.table(rows, right=2, last=str)
-            echo_ready("\n".join([f"group {number}: {pluralize(len(group), 'item')}", *lines, ""]))
-
-
-_PLANNED = ("action", "reason", "target")
-
-
-def _entry(decision: Decision, planned: bool) -> dict[str, Any]:
-    member = decision.member
-    values = {
-        "id": member.item.id if member.own else None,
-        "path": member.path,
-        "label": member.item.label,
-        "distance": member.distance,
-    }
-    return values | ({name: getattr(decision, name) for name in _PLANNED} if planned else {})
-
-
-def _row(decision: Decision) -> tuple[str, ...]:
-    member = decision.member
-    path = show_path(member.path) + (f" ({printable(decision.reason)})" if decision.reason else "")
-    path += f" -> {show_path(decision.target)}" if decision.target else ""
-    number = str(member.item.id) if member.own else "-"
-    return text.format_distance(member.distance), number, member.item.label or "-", path
-
-
 def _write_report(engine: Engine, groups: Groups, limit: Threshold, file: Path, service: str | None) -> None:
     def tile(member: near.Member, first: bool = False) -> Tile:
         item = member.item
@@ -318,7 +254,7 @@ def _write_report(engine: Engine, groups: Groups, limit: Threshold, file: Path, 
     facts = {
         "index": str(engine.path),
         "model": engine.meta.model,
-        "largest distance": f"{limit.farthest:.4g}",
+        "largest distance of linked pictures": f"{limit.farthest:.4g}",
     }
     note_unshown(engine, rows)
     save_html(rows, file, "Near-identical pictures", facts, groups=True)

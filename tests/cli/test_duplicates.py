@@ -9,8 +9,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from simsearch.cli import duplicate_groups
 from simsearch.curation.cleanup import run as cleaning
+from simsearch.search.copy_threshold import Threshold
+from simsearch.search.duplicates import Member
+from simsearch.storage.reader import Item
 
 
 @pytest.fixture
@@ -51,11 +56,47 @@ def test_formats_show_the_plan(copied, run):
     group = run("duplicates", *limit, "--format", "json").json[0]
     assert "action" not in group[0]
     rows = list(csv.DictReader(io.StringIO(run("duplicates", *limit, "--keep", "oldest", "--format", "csv").out)))
+    assert [row["keep"] == "true" for row in rows] == [row["action"] == "keep" for row in rows]
     assert [row["action"] for row in rows] == ["keep", "copy"] * 2
     paths = run("duplicates", *limit, "--keep", f"under:{copied / 'red'}", "--format", "paths").out
     assert paths == ""  # all of one group are there, and none of the other
     paths = run("duplicates", *limit, "--keep", "shortest-path", "--format", "paths").out.splitlines()
     assert sorted(map(os.path.basename, paths)) == ["1.png", "copy.png"]
+
+
+def test_largest_is_named_without_a_rule(copied, run):
+    with Image.open(copied / "red" / "copy.png") as image:
+        image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(copied / "red" / "copy.png")
+    assert run("build", copied).code == 0
+    near = ("--max-distance", "20")
+    rows = list(csv.DictReader(io.StringIO(run("duplicates", *near, "--format", "csv").out)))
+    (kept,) = (row for row in rows if row["path"].endswith("red/copy.png"))
+    group = [row for row in rows if row["group"] == kept["group"]]
+    assert len(group) > 1 and [row["keep"] for row in group].count("true") == 1
+    assert kept["keep"] == "true" and kept != group[0]
+    entries = run("duplicates", *near, "--format", "json").json
+    assert [sum(entry["keep"] for entry in group) for group in entries] == [1] * len(entries)
+
+
+def test_summary_says_what_the_distances_are():
+    """A group is a chain: the last member is farther from the first than the limit."""
+
+    def member(distance):
+        item = Item(1, 1, "a.png", None, {}, b"", 1, 1, 1, 1, 1)
+        return Member(item, "a.png", distance, source=None)  # type: ignore[arg-type]
+
+    chain = [[member(0.0), member(4.0), member(5.5)]]
+    said = "1 group of 3 items; each is at most 5 from another one of its group"
+    larger = ". The listed distances are those to the first of the group, so some are larger"
+    assert duplicate_groups.summary([chain[0][:2]], Threshold(5)) == said.replace("3", "2")
+    assert duplicate_groups.summary(chain, Threshold(5)) == said + larger
+    measured = Threshold(3, {"JPEG 50": 0.906, "scaled to 75 %, JPEG 60": 1.0}, 6)
+    assert duplicate_groups.summary(chain, measured).splitlines() == [
+        "1 group of 3 items; each is at most 6 from another one of its group, and their pixels agree",
+        "of 100 changed copies of each kind, it finds: JPEG of quality 50: 91; scaled to 75 %, JPEG of quality 60: 100",
+    ]
+    assert duplicate_groups.summary([], Threshold(5)) == "0 groups; no two images are at most 5 apart"
+    assert "0 groups; no two images at most 6 apart have pixels that agree" in duplicate_groups.summary([], measured)
 
 
 def test_hard_links(copied, run, tmp_path):
