@@ -7,11 +7,11 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, UploadFile
 from fastapi.concurrency import run_in_threadpool
 
 import simsearch
-from simsearch.errors import ItemNotFoundError
+from simsearch.errors import ImageError, ItemNotFoundError
 
 engine = simsearch.open(os.environ.get("SIMSEARCH_INDEX", "indexes/default"))
 
@@ -34,4 +34,14 @@ async def similar(number: int, k: int = 4) -> list[dict[str, object]]:
         matches = await run_in_threadpool(engine.search_by_id, number, k, dedup=True)
     except ItemNotFoundError:
         raise HTTPException(404, "no such product") from None
+    return [{"product": match.id, "kind": match.label, "similarity": match.similarity} for match in matches]
+
+
+@app.post("/lookalikes")
+def lookalikes(image: UploadFile, k: int = 4) -> list[dict[str, object]]:
+    """The products that look most like a customer's picture. FastAPI runs a route without `async` in a thread."""
+    try:
+        matches = engine.search(image.file, k, dedup=True)
+    except ImageError as error:
+        raise HTTPException(422, str(error)) from None
     return [{"product": match.id, "kind": match.label, "similarity": match.similarity} for match in matches]

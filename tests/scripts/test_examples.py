@@ -29,7 +29,7 @@ def run(name, *arguments, **environment):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
 
 
-def test_mounted_in_an_app(index, monkeypatch):
+def test_mounted_in_an_app(index, photos, monkeypatch):
     monkeypatch.setenv("SIMSEARCH_INDEX", str(index))
     example = runpy.run_path(str(EXAMPLES / "mounted.py"))
     with example["engine"] as engine:
@@ -37,6 +37,13 @@ def test_mounted_in_an_app(index, monkeypatch):
         found = client("GET", "/products/5/similar").json()
         assert [entry["product"] for entry in found] == [m.id for m in engine.search_by_id(5, 4, dedup=True)]
         assert client("GET", "/products/999/similar").status_code == 404
+        picture = (photos / "blue" / "2.png").read_bytes()
+        found = client("POST", "/lookalikes", files={"image": ("2.png", picture)}).json()
+        assert [entry["product"] for entry in found] == [m.id for m in engine.search(picture, 4, dedup=True)]
+        refused = client("POST", "/lookalikes", files={"image": ("2.png", b"no picture")})
+        assert refused.status_code == 422 and refused.json()["detail"].startswith(
+            "the image given as a file: not an image"
+        )
         assert "<title>simsearch" in client("GET", "/similar/").text
         matches = client("POST", "/similar/v1/search", json={"id": 5}).json()["matches"]
         assert len(matches) == 6

@@ -1,6 +1,7 @@
 """From queries to vectors: prepared in one place and resolved in another, looked up or computed."""
 
 import io
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,11 @@ def test_bad_file_objects(engine, fresh):
         pass
     with pytest.raises(ImageError, match="cannot be read"):
         engine.search(file)
+    with tempfile.SpooledTemporaryFile() as unnamed:  # as of an upload; its name is None
+        unnamed.write(b"no picture")
+        unnamed.seek(0)
+        with pytest.raises(ImageError, match=r"^the image given as a file: not an image"):
+            engine.search(unnamed)
     with pytest.raises(ImageError, match="given as a file: not an image"):
         engine.search(io.BytesIO(b"not an image"))
 

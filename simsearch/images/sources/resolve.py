@@ -211,7 +211,8 @@ def read_picture(picture: Any) -> tuple[bytes, str]:
     if isinstance(picture, bytes | bytearray | memoryview):
         return bytes(picture), getattr(picture, "name", "the image given as bytes")
     if hasattr(picture, "read"):
-        return _read_file_object(picture), str(getattr(picture, "name", "the image given as a file"))
+        name = getattr(picture, "name", None)  # None for a SpooledTemporaryFile, a number for an open descriptor
+        return _read_file_object(picture), name if isinstance(name, str) and name else "the image given as a file"
     try:
         name = os.fspath(picture)
     except TypeError:

@@ -123,7 +123,7 @@ def test_missing_data_set_says_where_files_go(dataset: Callable[[type], None], t
 
     dataset(Offline)
     with pytest.raises(
-        UsageError, match=r"torchvision/CIFAR10 cannot be opened: <urlopen error no network>$"
+        UsageError, match=r"(?m)torchvision/CIFAR10 cannot be opened: <urlopen error no network>$"
     ) as caught:
         resolve.resolve("torchvision/CIFAR10").listing()
     assert caught.value.hint == f"without a network, put its files into {tmp_path}/datasets/CIFAR10"
