@@ -50,9 +50,10 @@ HINT = "hint: "
 class SimsearchError(Exception):
     """The base class of all errors of simsearch. `str(error)` is one sentence that names the invalid value."""
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, shell_hint: str | None = None) -> None:
+        """hint: for Python. shell_hint: for the command line, if that is another one."""
         super().__init__(message)
-        self.hint = hint
+        self.hint, self.shell_hint = hint, shell_hint or hint
         if hint and hint not in message:
             self.add_note(f"{HINT}{hint}")
 

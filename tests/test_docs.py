@@ -6,7 +6,9 @@ by page, in order, in a folder of the page's own. `<!-- not run: reason -->` on 
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import dataclasses
 import io
 import os
 import re
@@ -23,6 +25,7 @@ from typing import NamedTuple
 import pytest
 
 from simsearch.cli.main import help_texts, main
+from simsearch.server.settings import Settings
 from tests.helpers.live import process
 
 ROOT = Path(__file__).parent.parent
@@ -227,6 +230,15 @@ def test_installs_name_the_checkout():
 def test_every_page_is_in_the_index():
     linked = set(re.findall(r"\]\((\w[\w-]*\.md)\)", (DOCS / "README.md").read_text()))
     assert linked == {page.name for page in DOCS.glob("*.md")} - {"README.md"}
+
+
+def test_options_of_create_app_are_listed():
+    table = (DOCS / "http.md").read_text().partition("`create_app` takes")[2]
+    listed = re.findall(r"^\| `(\w+)` \| (.+?) \|", table, re.M)
+    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+    assert sorted(name for name, _ in listed) == sorted(defaults)
+    for name, shown in listed:
+        assert name == "max_body" or ast.literal_eval(shown.strip("`")) == defaults[name], name
 
 
 def test_every_command_is_documented():

@@ -142,7 +142,7 @@ def report_error(error: Exception) -> int:
     elif isinstance(error, click.ClickException):
         _print_error(error.format_message(), None)
     elif isinstance(error, SimsearchError):
-        _print_error(str(error), error.hint)
+        _print_error(str(error), error.shell_hint)
         return DAMAGED if isinstance(error, IndexDamagedError) else BAD_INPUT
     elif isinstance(error, OSError) and error.strerror:
         _print_error(f"{error.filename}: {error.strerror}" if error.filename else error.strerror, None)
@@ -216,7 +216,7 @@ def note_unshown(engine: Engine, rows: Sequence[ResultRow]) -> None:
     try:
         engine.read(missing[0])
     except SimsearchError as error:
-        reason = f"{error}; {error.hint}" if error.hint else str(error)
+        reason = f"{error}; {error.shell_hint}" if error.shell_hint else str(error)
     note(f"{len(missing):,} of the matches' pictures are not shown, the first because: {reason}")
 
 

@@ -56,12 +56,16 @@ def load_model(
     few = images is not None and images <= FEW
     if precision == "int8":
         if device.startswith("cuda"):
-            raise DeviceError(f"int8 runs on the CPU, not on {device}", hint="--device cpu")
+            raise DeviceError(f"int8 runs on the CPU, not on {device}", hint='device="cpu"', shell_hint="--device cpu")
         device = "cpu"
     if name.endswith(ONNX):
         check_device(device)
         if device.startswith("cuda"):
-            raise DeviceError(f"{name} runs in ONNX Runtime on the CPU, not on {device}", hint="--device cpu")
+            raise DeviceError(
+                f"{name} runs in ONNX Runtime on the CPU, not on {device}",
+                hint='device="cpu"',
+                shell_hint="--device cpu",
+            )
         return _in_its_precision(onnx_file.open_onnx(onnx_file.find_onnx(name), few), precision)
     chosen = runtime.choose_device(device, few)
     if is_torchvision(name):
@@ -84,7 +88,9 @@ def _on_gpu(make: Callable[[], Model], requested: str) -> Model | None:
         return make()
     except (RuntimeError, DeviceError) as error:
         if requested != "auto":
-            raise DeviceError(f"device {requested!r} cannot be used: {error}", hint="--device cpu") from error
+            raise DeviceError(
+                f"device {requested!r} cannot be used: {error}", hint='device="cpu"', shell_hint="--device cpu"
+            ) from error
     return None
 
 

@@ -105,9 +105,9 @@ def duplicate_groups(
     """
     limit = max_distance if isinstance(max_distance, Threshold) else Threshold(max_distance)
     if not isinstance(limit.distance, int | float | np.number):
-        raise UsageError(f"the largest distance is {limit.distance!r}, not a number")
+        raise UsageError(f"max_distance is {limit.distance!r}, not a number")
     if not limit.distance >= 0:
-        raise UsageError(f"the largest distance must be a number that is not negative, not {limit.distance}")
+        raise UsageError(f"max_distance must be a number that is not negative, not {limit.distance}")
     reach = float(limit.farthest)
     with contextlib.ExitStack() as stack:
         sides = [_Side.of(stack.enter_context(each.reading()), each) for each in (snapshots, against) if each]

@@ -210,8 +210,19 @@ class PictureOptions(SearchOptions, total=False):
 
 
 def _spellings(option: SearchOption) -> list[str]:
-    """Returns an option's names in HTTP and on the command line, written with underscores and without dashes."""
-    return [option.http_field, *(flag.lstrip("-").replace("-", "_") for flag in option.command_line)]
+    """Returns an option's names in Python, in HTTP and on the command line, with underscores and without dashes."""
+    return [option.name, option.http_field, *(flag.lstrip("-").replace("-", "_") for flag in option.command_line)]
+
+
+def hint(name: str, known: Sequence[str], *, http: bool = False) -> str:
+    """Returns the hint for an unknown name: the known name that is most similar in any interface, or all known names.
+
+    known: the names that are allowed in Python, or with `http` the fields in HTTP requests.
+    """
+    own = {option: option.http_field if http else option.name for option in OPTIONS}
+    names = {text: called for option, called in own.items() if called in known for text in _spellings(option)}
+    near = suggestions.nearest(name, [*known, *names])
+    return f"did you mean {names.get(near, near)}?" if near else f"one of {', '.join(known)}"
 
 
 def check_names(given: Mapping[str, Any], *, by_vector: bool = False) -> None:
@@ -222,9 +233,7 @@ def check_names(given: Mapping[str, Any], *, by_vector: bool = False) -> None:
     known = [option.name for option in OPTIONS if option.name != "k" and not (by_vector and option.changes_query)]
     if unknown := sorted(set(given) - set(known)):
         search = "a search by vectors" if by_vector else "a search"
-        meant = [o.name for o in OPTIONS if o.name in known and unknown[0] in _spellings(o)]
-        hint = f"did you mean {meant[0]}?" if meant else suggestions.hint(unknown[0], known)
-        raise UsageError(f"{search} has no option {unknown[0]!r}", hint=hint)
+        raise UsageError(f"{search} has no option {unknown[0]!r}", hint=hint(unknown[0], ["k", *known]))
     for option in OPTIONS:
         value = given.get(option.name)
         if option.kind == "flag" and isinstance(value, str | bytes):  # "no" would count as true

@@ -162,7 +162,7 @@ class Searcher:
         approximate search.
         """
         if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
-            raise UsageError(f"a query cannot be expanded by {count!r} matches", hint="give a whole number from 1")
+            raise UsageError(f"expand is {count!r}, not a whole number from 1")
         first: SearchOptions = {"where": options.get("where"), "exact": bool(options.get("exact"))}
         results = []
         found = self.search(queries, count, left_out, first)
@@ -202,9 +202,9 @@ class Searcher:
 def _checked_distance(farthest: float | None) -> float | None:
     """Returns the largest distance of a match; None for no limit. Raises UsageError unless it is None or at least 0."""
     if farthest is not None and not isinstance(farthest, int | float | np.number):
-        raise UsageError(f"the largest distance is {farthest!r}, not a number")
+        raise UsageError(f"max_distance is {farthest!r}, not a number")
     if farthest is not None and not farthest >= 0:
-        raise UsageError(f"the largest distance must be a number that is not negative, not {farthest}")
+        raise UsageError(f"max_distance must be a number that is not negative, not {farthest}")
     return farthest
 
 
@@ -213,7 +213,7 @@ def _checked_similarity(least: float | None) -> float:
     if least is None:
         return 0.0
     if not isinstance(least, int | float | np.number) or isinstance(least, bool) or not 0 <= least <= 1:
-        raise UsageError(f"the smallest similarity is {least!r}, not a number from 0 to 1")
+        raise UsageError(f"min_similarity is {least!r}, not a number from 0 to 1")
     return float(least)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from fastapi import Request
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 from simsearch.common import outside_json
@@ -22,6 +22,10 @@ Texts = dict[str, list[str]]
 
 MOST_TEXTS = sum(option.most or 0 for option in OPTIONS if option.kind in LISTS) + len(OPTIONS)
 """The most text fields in a form: every list at its longest, and each other field once."""
+
+
+SHOWN = 5
+"""Fields of a form that an error names."""
 
 
 async def read_search(request: Request, model: type[SearchRequest], settings: Settings) -> tuple[SearchRequest, str]:
@@ -92,7 +96,7 @@ async def _read_form(request: Request) -> tuple[Texts, bytes, str]:
     try:
         image = form.get("image")
         if not isinstance(image, UploadFile):
-            raise ApiError(422, "bad_argument", "the form has no file called image")
+            raise ApiError(422, "bad_argument", _no_image(form))
         data, name = await image.read(), (image.filename or "image")[:200]
         texts: Texts = {}
         for field, value in form.multi_items():
@@ -103,6 +107,15 @@ async def _read_form(request: Request) -> tuple[Texts, bytes, str]:
         return texts, data, name
     finally:
         await form.close()
+
+
+def _no_image(form: FormData) -> str:
+    """Returns the message about a form without an image, with what it has instead."""
+    if "image" in form:
+        return "the field image is text, not a file; curl sends a file with -F image=@PATH"
+    names = [name[:40].encode("utf-8", "replace").decode() for name in dict.fromkeys(form)]
+    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return "the form has no file called image" + (f", only {shown}" if names else "")
 
 
 def _option_value(field: str, texts: list[str]) -> Any:

@@ -22,8 +22,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from simsearch.common import suggestions
 from simsearch.images import boxes
+from simsearch.search import options
 from simsearch.search.options import OPTIONS, SearchOption, SearchOptions
 from simsearch.server.middleware import ApiError
 from simsearch.server.settings import Settings
@@ -39,7 +39,7 @@ Component = Annotated[float, Field(gt=-1e30, lt=1e30, allow_inf_nan=False)]
 def unknown(name: str, known: Sequence[str]) -> str:
     """Returns an error message for an unknown name, with the most similar known name or all of them."""
     shown = name[:80].encode("utf-8", "replace").decode()
-    return f"{shown} is not known here; {suggestions.hint(shown, known)}"
+    return f"{shown} is not known here; {options.hint(shown, known, http=True)}"
 
 
 class Body(BaseModel):

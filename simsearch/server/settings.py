@@ -16,6 +16,9 @@ DEFAULT_MEMORY = 640 << 20
 DECODING, BODIES = 6, 2
 """Shares of the memory for decoding and for bodies, in tenths."""
 
+OTHER_NAMES = {"allow_host": "hosts", "key": "api_keys"}
+"""Options of `simsearch serve`, or parts of their names, that are called otherwise here."""
+
 _WHOLE = ("max_body", "max_pixels", "memory", "max_k", "in_flight", "batch_size")
 _NUMBERS = (*_WHOLE, "timeout", "body_timeout", "head_timeout")
 
@@ -139,7 +142,9 @@ class Settings:
         """Makes settings from keyword arguments. Raises UsageError for an unknown name or an invalid value."""
         names = [field.name for field in fields(cls)]
         if unknown := sorted(set(given) - set(names)):
-            raise UsageError(f"create_app has no option {unknown[0]!r}", hint=suggestions.hint(unknown[0], names))
+            meant = OTHER_NAMES.get(unknown[0])
+            hint = f"did you mean {meant}?" if meant else suggestions.hint(unknown[0], names)
+            raise UsageError(f"create_app has no option {unknown[0]!r}", hint=hint)
         return cls(**given)
 
     @property

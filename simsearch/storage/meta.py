@@ -92,7 +92,8 @@ class Meta:
         except FileNotFoundError:
             if _has_features(folder):
                 raise IndexDamagedError(f"{path} is missing, but there are feature files") from None
-            raise IndexNotFoundError(f"there is no index at {place}", hint=_hint(Path(place))) from None
+            hint, shell_hint = _hints(Path(place))
+            raise IndexNotFoundError(f"there is no index at {place}", hint=hint, shell_hint=shell_hint) from None
         except NotADirectoryError:
             raise IndexNotFoundError(f"{place} is not a folder and so not an index") from None
         except OSError as error:
@@ -159,20 +160,22 @@ class Meta:
         return None if recorded in (None, found) else f"its values have checksum {found}, expected {str(recorded)[:40]}"
 
 
-def _hint(place: Path) -> str:
-    """Returns a hint for the message that there is no index at `place`.
+def _hints(place: Path) -> tuple[str, str]:
+    """Returns two hints for the message that there is no index at `place`: for Python, and for the command line.
 
-    It has the command to build an index there and, if possible, the path of another index in the parent folder.
+    They have the way to build an index there and, if possible, the path of another index in the parent folder.
     """
     try:
         beside = sorted(path.parent.name for path in place.parent.glob("*/meta.json"))
     except OSError:
         beside = []
-    make = f"make one: simsearch build SOURCE -i {place}"
+    make, shell_make = f'simsearch.build(SOURCE, index="{place}")', f"simsearch build SOURCE -i {place}"
     if not beside:
-        return make
-    other = place.parent / (suggestions.nearest(place.name, beside) or beside[0])
-    return f"there is {other}: -i {other}; or {make}"
+        return f"make one: {make}", f"make one: {shell_make}"
+    near = suggestions.nearest(place.name, beside)
+    other = place.parent / (near or beside[0])
+    found = f'did you mean "{other}"?' if near else f'there is "{other}";'
+    return f"{found} or make one: {make}", f"there is {other}: -i {other}; or make one: {shell_make}"
 
 
 def _crc32(values: dict[str, Any]) -> str:

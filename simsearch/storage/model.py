@@ -74,7 +74,8 @@ class IndexModel:
                 if self.name.endswith((".safetensors", ".onnx")) and not Path(self.name).is_file():
                     raise UsageError(
                         f"no weights file at {self.name}, which the index was made with",
-                        hint="--model FILE gives its new path",
+                        hint="model=PATH gives its new path",
+                        shell_hint="--model FILE gives its new path",
                     )
                 model = load.load_model(
                     self.name, self.device, images=expected, threads=threads, precision=self.precision

@@ -275,7 +275,7 @@ def test_expansion_searches_by_first_matches(pictures, tmp_path, colours):
     assert [match.distance for match in found] == pytest.approx([match.distance for match in expected], abs=1e-6)
     only = engine.search_by_id(3, k=5, expand=2, where={"label": "a"})
     assert {match.label for match in only} == {"a"}
-    with pytest.raises(UsageError, match="cannot be expanded by -1"):
+    with pytest.raises(UsageError, match="expand is -1"):
         engine.search_by_id(3, expand=-1)
     done = run("query", "id:3", "-i", tmp_path / "index", "-k", "5", "--expand", "2", "--format", "json")
     assert [match["id"] for match in json.loads(done.stdout)[0]["matches"]] == [match.id for match in expected]

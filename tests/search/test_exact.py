@@ -186,7 +186,7 @@ def test_vector_errors(tmp_path: Path) -> None:
             with pytest.raises(UsageError, match=f"k is {k}"):
                 engine.search_by_vector(np.zeros(4), k)
         for farthest in (-1.0, float("nan")):
-            with pytest.raises(UsageError, match="largest distance"):
+            with pytest.raises(UsageError, match="max_distance"):
                 engine.search_by_vector(np.zeros(4), max_distance=farthest)
         for where in (["label"], "=x", ["  "]):
             with pytest.raises(UsageError, match="not FIELD=VALUE"):

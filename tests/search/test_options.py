@@ -104,9 +104,25 @@ def test_declared_option_reaches_all_interfaces(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"), [("filter", "where"), ("wher", "where"), ("max_dist", "max_distance"), ("no_selfs", "no_self")]
+    ("given", "meant"),
+    [
+        ("filter", "where"),
+        ("fliter", "where"),
+        ("wher", "where"),
+        ("max_dist", "max_distance"),
+        ("no_selfs", "no_self"),
+        ("top_k", "k"),
+    ],
 )
 def test_unknown_option_names_the_nearest(given, meant):
     with pytest.raises(UsageError) as raised:
         check_names({given: 1})
     assert raised.value.hint == f"did you mean {meant}?"
+
+
+def test_all_options_are_listed_where_none_is_near():
+    with pytest.raises(UsageError) as raised:
+        check_names({"zzz": 1})
+    assert raised.value.hint is not None and raised.value.hint.startswith(
+        "one of k, max_distance, min_similarity, where"
+    )

@@ -376,6 +376,16 @@ def test_errors_say_what_to_write(client):
     assert search(filter="cat").endswith("for example label=cat; operators: = != < > <= >= and ~ for a glob")
     assert search(filter="labl=cat").endswith("did you mean label?")
     assert search(filtr="label=cat") == "filtr is not known here; did you mean filter?"
+    assert search(where="label=cat") == "where is not known here; did you mean filter?"
+    assert search(top_k="3") == "top_k is not known here; did you mean k?"
+    sent = {"img": ("q.png", png())}
+    missing = message(client("POST", "/v1/search", data={"k": "3"}, files=sent))
+    assert missing in (
+        "the form has no file called image, only k, img",
+        "the form has no file called image, only img, k",
+    )
+    as_text = message(client("POST", "/v1/search", data={"image": "q.png"}, files=sent))
+    assert as_text == "the field image is text, not a file; curl sends a file with -F image=@PATH"
     assert message(client("GET", "/v1/items?limit=x")) == "limit must be a whole number"
     assert message(client("GET", "/v1/items?limit=0")) == "limit must be at least 1"
     assert message(client("GET", "/v1/items?sort=up")).startswith("sort must be one of 'newest'")

@@ -338,8 +338,13 @@ def test_lagging_meta_is_no_damage(index: Path) -> None:
 
 
 def test_missing_index_and_future_format_exit_2(index: Path, tmp_path: Path) -> None:
-    with pytest.raises(IndexNotFoundError):
+    with pytest.raises(IndexNotFoundError) as caught:
         Engine(tmp_path / "nowhere")
+    make = f'make one: simsearch.build(SOURCE, index="{tmp_path}/nowhere")'
+    assert caught.value.hint == f'there is "{tmp_path}/index"; or {make}'  # not the shell's, as below
+    with pytest.raises(IndexNotFoundError) as caught:
+        Engine(tmp_path / "idnex")
+    assert str(caught.value.hint).startswith(f'did you mean "{tmp_path}/index"? or make one: ')
     for command in (["verify"], ["query", "id:1"], ["info"]):
         code, stderr = run(*command, "-i", str(tmp_path / "nowhere"))
         assert code == 2

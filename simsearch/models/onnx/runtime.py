@@ -70,7 +70,7 @@ def choose_device(device: str, few: bool = False) -> str:
     import torch
 
     if not torch.cuda.is_available():
-        raise DeviceError(f"device {device!r}: there is no usable GPU", hint="--device cpu")
+        raise DeviceError(f"device {device!r}: there is no usable GPU", hint='device="cpu"', shell_hint="--device cpu")
     number = device.partition(":")[2]
     if number and int(number) >= torch.cuda.device_count():
         raise DeviceError(f"device {device!r}: there are {torch.cuda.device_count()} GPUs, numbered from 0")

@@ -185,7 +185,9 @@ class TorchRunner:
             except torch.OutOfMemoryError as error:
                 if len(part) <= 1:
                     raise DeviceError(
-                        f"{self.device}: its memory does not hold one image", hint="--device cpu"
+                        f"{self.device}: its memory does not hold one image",
+                        hint='device="cpu"',
+                        shell_hint="--device cpu",
                     ) from error
             self.max_batch = len(part) // 2
             empty_cache()
