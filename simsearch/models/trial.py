@@ -24,10 +24,11 @@ def trial_pixels(side: int) -> NDArray[np.uint8]:
 
 
 def lowest_cosine(first: NDArray[Any], second: NDArray[Any]) -> float:
-    """Returns the lowest cosine between a row of one array and the same row of the other, over n rows.
+    """Compares row 0 of `first` with row 0 of `second`, row 1 with row 1, and so on; returns the lowest cosine.
 
-    first, second: (n, D). Rows that are zero in both arrays are left out. Returns 0 if no row is left, if a row is zero
-    in one array only, or if a value is NaN or infinite.
+    Rows that are zero in both arrays are left out. Returns 0 if no row is left, if a row is zero in one array only, or
+    if a value is NaN or infinite.
+    first, second: (n, D).
     """
     a, b = first.astype(np.float64), second.astype(np.float64)
     nonzero = a.any(1) | b.any(1)  # a grey picture may give zeros in both ways

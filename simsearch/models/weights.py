@@ -51,15 +51,15 @@ class ModelCard:
     arguments: the arguments of the architecture's configuration class.
     recipe: the preprocessing of images. classes: the names of the classes.
     training, metrics: free-form summaries, shown by `simsearch models --verbose`.
-    distances: quantiles of the distances between random pairs of training images. In indexes too small for measuring
-    such distances, `simsearch.search.similarity` uses them.
+    distances: quantiles of the distances between random pairs of training images. `simsearch.search.similarity` uses
+    these quantiles for indexes that are too small for measuring such distances.
     labels: the labels of the classes in the training data, which may differ from their names (WordNet ids, for
     example).
     ranges: for int8, the largest activation of each channel on training images, (channels,) float32, by the name of the
     point of the network where it was measured (`simsearch.models.onnx.int8.POINTS`).
     agreement: mean fraction of the six nearest neighbours that int8 and float32 have in common; 0 if not measured.
-    trained_at: the side in pixels of the input in training, if the network now takes a larger one; else 0. The weights
-    are then enlarged when they are read (`simsearch.models.larger_input`).
+    trained_at: 0 if the network takes input of the size that it was trained with. If it takes larger input, the side of
+    the training input in pixels; the weights are enlarged when they are read (`simsearch.models.larger_input`).
     """
 
     architecture: str
@@ -246,8 +246,9 @@ def write(
 def add_ranges(path: Path, ranges: Mapping[str, NDArray[np.float32]], agreement: float = 0.0) -> None:
     """Writes the ranges and the agreement of int8 (see `ModelCard`) into the header, atomically.
 
-    The tensors do not change. Each value of the ranges is rounded up by less than 5 %, so that one character can store
-    it. At each point of the network, values below about a fifteenth of the largest value are raised to this limit.
+    The tensors do not change. Each value of the ranges is stored as one character, which has only 64 different values.
+    Each value is therefore rounded up, by less than 5 %. Values below about a fifteenth of the largest value at the
+    same point of the network are raised to this fifteenth.
     Raises WeightsError if simsearch did not write the file.
     """
     _read_entry(path)  # raises WeightsError if it is not a weights file

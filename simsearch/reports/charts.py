@@ -125,11 +125,12 @@ def plot(
     series: the (x, y) points of each line, by the line's name. Points that are not finite are left out.
     bands: (x, low, high) edges of a pale area behind a line, by the line's name.
     width, height: of the image, in units of SCALE pixels. Text has size 13 in these units.
-    across: the ends of the x axis; by default, the smallest and the largest x.
-    lowest: the start of the y axis; by default, the smallest y.
-    highest: the y axis reaches this value at least.
+    across: the first and the last x of the x axis; by default, the smallest and the largest x of the points.
+    lowest: the first y of the y axis; by default, the smallest y of the points.
+    highest: a value up to which the y axis reaches even if all points are lower.
     line: the y of a horizontal line across the chart.
-    names: texts for the x axis at 1, 2, ..., instead of numbers. Points are then marked by dots.
+    names: labels of the x axis, the first at x = 1, the second at x = 2, and so on. If there are any, the axis has no
+    numbers, and the points are marked by dots.
     legend: True to show the names of the lines above the chart, if there are several lines.
     """
     lines = {name: [point for point in pairs if math.isfinite(point[1])] for name, pairs in series.items()}
@@ -284,9 +285,10 @@ def _labelled(values: Sequence[float]) -> dict[float, str]:
 def curve(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
     """Returns a chart of the errors in a training log by epoch, in percent.
 
-    It shows the top-1 error in training, and the top-1 and top-5 errors in validation. Successive training steps form
-    at most STEPS groups, and the line of the training error shows the mean of each group. If the groups have more than
-    four steps each, a band behind the line shows the range from the 10th to the 90th percentile of each group.
+    It shows the top-1 error in training, and the top-1 and top-5 errors in validation. Since the errors of single
+    training steps vary a lot, successive steps are grouped, and the line of the training error has a point for the mean
+    of each group. There are at most STEPS groups. If a group has more than four steps, a band behind the line shows the
+    range from the 10th to the 90th percentile of each group.
     rows: the rows of the log, with `event`, `epoch`, `top1` and `top5`.
     """
     steps = [(row["epoch"], 100 * (1 - row["top1"])) for row in rows if row.get("event") == "step"]

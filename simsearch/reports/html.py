@@ -56,7 +56,7 @@ def render_html(
     """Returns an HTML page of queries and matches. It can be encoded as UTF-8 even if file names are not valid UTF-8.
 
     facts: names and values to show below the title (model, index, ...).
-    side: width and height of a tile (a picture with its caption), in pixels.
+    side: the largest width and height of a picture in the page, in pixels.
     tables: tables to show below the facts.
     charts: images to show below the tables at half their size in pixels, by their descriptions.
     groups: True if each row is a group of similar pictures, without a query.
@@ -84,7 +84,10 @@ def _template() -> Template:
 
 
 def _common_folder(paths: Sequence[str]) -> str:
-    """Returns the deepest folder that contains all files, so that the page can show it only once; "" for none."""
+    """Returns the deepest folder that contains all files. The page shows it once, not with each file.
+
+    Returns "" if no folder but "/" contains all files, if there are fewer than two files, or if a path is relative.
+    """
     if len(paths) < 2 or not all(map(os.path.isabs, paths)):
         return ""
     folder = os.path.commonpath([os.path.dirname(path) for path in paths])

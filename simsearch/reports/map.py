@@ -61,7 +61,10 @@ class MapData:
 
 
 def save_map(data: MapData, path: Path, title: str, facts: Mapping[str, str]) -> int:
-    """Writes the page of `render_map` to a UTF-8 file and returns the file's size in bytes. Raises UsageError."""
+    """Writes the page of `render_map` to a UTF-8 file and returns the file's size in bytes.
+
+    Raises UsageError if the file cannot be written.
+    """
     page = render_map(data, title, facts).encode("utf-8")
     atomic_write(path, page)
     return len(page)
@@ -138,7 +141,10 @@ def _add_field(
 
 @functools.cache
 def _templates() -> tuple[Template, Template]:
-    """Returns the template of the page, and the template of its script, into which no values are inserted."""
+    """Returns the template of the page and the template of its script.
+
+    The script's template has no places for values: rendering it always gives the same script.
+    """
     environment = page_environment("map")
     return environment.get_template("page.html"), environment.get_template("script.js")
 

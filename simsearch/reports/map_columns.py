@@ -71,7 +71,10 @@ def columns(
 
 
 def numbers(values: Sequence[Any]) -> Numbers | None:
-    """Returns a column of numbers; None if a value is not a number, or if there are at most 12 different values."""
+    """Returns a column of numbers; None if a value is not a number.
+
+    Also returns None if there are at most 12 different numbers, because `columns` then shows them as categories.
+    """
     known = [value for value in values if value is not None]
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
         return None
@@ -98,7 +101,10 @@ def categories(values: Sequence[Any], most: int) -> Categories | None:
 
 
 def common_folder(paths: Sequence[str]) -> str:
-    """Returns the longest text ending in "/" with which all paths start, to be stored once; "" if there is none."""
+    """Returns the longest text ending in "/" with which all paths start, so that the page stores this text only once.
+
+    Returns "" if there is no such text or fewer than two paths.
+    """
     if len(paths) < 2:
         return ""
     first, last = min(paths), max(paths)

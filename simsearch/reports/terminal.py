@@ -78,7 +78,12 @@ def advice() -> str | None:
 
 
 def _grid(row: ResultRow, width: int) -> Table:
-    """Returns a query and its matches as a table of tiles, at least four in a row if `width` characters are enough."""
+    """Returns a query and its matches as a table of tiles.
+
+    The tiles are as large as they can be with four in a row, but from SIDE to WIDEST characters wide. So rows have more
+    than four tiles in a wide terminal, and fewer in a narrow one.
+    width: of the terminal, in characters.
+    """
     side = min(max(SIDE, (width + GAP) // 4 - GAP), WIDEST)
     cells = [_tile(row.query, "query", side)]
     cells += [_tile(match, str(rank), side) for rank, match in enumerate(row.matches, 1)]

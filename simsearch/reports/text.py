@@ -47,7 +47,8 @@ def render(
 def table(rows: Iterable[Sequence[str]], right: int = 0, last: Callable[[str], str] = printable) -> list[str]:
     """Returns the lines of a table, with columns two spaces apart. The first `right` columns are right-aligned.
 
-    Control characters in cells are made visible. last: the function that does this for cells of the last column.
+    `printable` makes control characters in cells visible.
+    last: the function to use instead of `printable` for cells of the last column, which often are paths.
     """
     rows = [[*map(printable, row[:-1]), last(row[-1])] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

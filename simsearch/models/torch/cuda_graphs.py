@@ -1,7 +1,8 @@
 """CUDA graphs: records the forward pass for input shapes that occur repeatedly, and replays the recording.
 
 A replay starts the dozens of kernels of a forward pass with one call, which saves time in small batches such as a query
-of one image. If recording fails, or a replay gives another result, the shape is computed in the ordinary way.
+of one image. Inputs of a shape without a recording are computed in the ordinary way. If recording fails, or if a replay
+gives another result, no more shapes are recorded on this CUDA stream.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ _recording = threading.Lock()  # torch allows one recording at a time per proces
 
 
 class _Recorded(NamedTuple):
-    """A recording of a step, a function that computes a tensor from a tensor.
+    """A recording of a step. A step is a function that computes a tensor y from a tensor x.
 
-    x, y: the input and the output, two tensors that stay at their place in the GPU's memory. replay: computes y from x.
+    x, y: the tensors of the recording, which stay at their place in the GPU's memory. replay: computes y from x.
     """
 
     x: torch.Tensor
@@ -79,8 +80,9 @@ class CudaGraphCache:
     def run(self, function: Hashable, step: Step, x: torch.Tensor, device: torch.device) -> torch.Tensor:
         """Returns `step(x)`, by replaying a recording if there is one. The result is valid until the next call.
 
-        step: the function to compute. function: a key for it; steps with the same key do the same computation.
-        x: in the memory of the host or of the GPU. device: the GPU.
+        function: a key by which the recording is found. Steps that are given the same key must do the same computation.
+        step: takes a tensor on the GPU.
+        x: the input, in the memory of the host or of the GPU. device: the GPU.
         """
         key = (function, x.shape, x.dtype)
         recorded = self._recorded.get(key)

@@ -50,9 +50,11 @@ class _FromPixels(nn.Module):
 def export(name: str, folder: Path) -> None:
     """Writes the ONNX graph of a network and its `Facts` into a folder.
 
-    name: `torchvision/NAME`. If the network cannot be exported, or if its features differ in ONNX Runtime, the facts
-    give the reason as `problem`. Raises UsageError for an unknown name and if the download fails, and MissingExtraError
-    if the package `onnx` is missing.
+    If the network cannot be exported, only the facts are written. Their field `problem` then has the reason, as it has
+    if ONNX Runtime computes other features than torch (see AGREEMENT).
+    name: `torchvision/NAME`.
+    Raises UsageError for an unknown name and if the download fails, and MissingExtraError if the package `onnx` is
+    missing.
     """
     model = TorchvisionModel(name, "cpu")
     if importlib.util.find_spec("onnx") is None:

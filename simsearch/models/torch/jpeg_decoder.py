@@ -1,7 +1,7 @@
 """Decodes JPEGs on a GPU with nvJPEG; also turns them upright, scales and crops them there.
 
-The decoder is TorchCodec's if it is installed, otherwise torchvision's, which is deprecated. Files that the decoders
-read in different ways are decoded on the CPU instead; the choice depends on the file alone.
+The decoder is TorchCodec's if it is installed, otherwise torchvision's, which is deprecated. Some files give different
+images with different decoders. These files are always decoded on the CPU, whichever decoder is installed.
 
 Letters: H, W height and width, S side of the network's input.
 """
@@ -76,10 +76,10 @@ class GpuJpeg(NamedTuple):
 
 
 def header(data: bytes) -> Header | None:
-    """Reads the header of a JPEG if all decoders read the file in the same way; otherwise returns None.
+    """Reads the header of a JPEG; returns None if decoders may read the file in different ways, or if it is too large.
 
-    An accepted file is complete and has 8 bits per channel. It stores grey levels or YCbCr, and its colours are those
-    of sRGB. Files in RGB or CMYK and files that contain a second image are not accepted.
+    All decoders read a file in the same way if it is complete, has 8 bits per channel, stores grey levels or YCbCr, has
+    the colours of sRGB, and contains only one image. For other files, such as those in RGB or CMYK, returns None.
     """
     if len(data) > MAX_BYTES or not data.startswith(b"\xff\xd8\xff") or b"\xff\xd9" not in data[-16:]:
         return None
@@ -194,7 +194,7 @@ class JpegDecoder:
         return [self._fit(picture, jpeg.header) for picture, jpeg in zip(pictures, group, strict=True)]
 
     def _fit(self, picture: torch.Tensor, found: Header) -> torch.Tensor | None:
-        """Scales and crops a decoded image; returns None if the image has another size than its header says."""
+        """Scales and crops a decoded image; returns None if its size is not that of `found`, the file's header."""
         if picture.shape != (3, found.height, found.width):
             return None
         return scaled_centre(picture, self.recipe, found.orientation)

@@ -67,7 +67,10 @@ def _matmul_precision() -> str | None:
 
 
 def _uses_older_interface() -> bool:
-    """Returns true if the program set TF32 for convolutions by torch's older interface, or did not set it at all."""
+    """Returns true unless the program has used torch's newer interface, for convolutions or for all operations.
+
+    If the program has used neither interface, this module may use either; it uses the older one.
+    """
     backends: Any = torch.backends
     with contextlib.suppress(RuntimeError):  # raised by the older interface after the newer one was used
         general = {backends.fp32_precision, backends.cudnn.fp32_precision}

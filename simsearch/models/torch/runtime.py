@@ -112,11 +112,12 @@ class _Lane(NamedTuple):
 class TorchRunner:
     """Runs torch networks on one device. Thread-safe.
 
-    On a GPU there are two streams, each used by one thread at a time, so that one can upload pixels while the other
-    computes. If a batch does not fit into the GPU's memory, it and all later batches are divided into smaller batches.
+    On a GPU there are two lanes, each with a CUDA stream. One thread at a time uses a lane, so that one lane can upload
+    pixels while the other computes. On the CPU there is one lane, without a stream. If a batch does not fit into the
+    GPU's memory, it and all later batches are divided into smaller batches.
 
     recipe: the preprocessing, whose mean and std normalise pixels.
-    lanes: the number of threads that should compute at once: 2 on a GPU, one for each stream, and 1 on the CPU.
+    lanes: the number of lanes, which is the number of threads that should compute at once.
     max_batch: the largest number of images in a batch; None as long as every batch has fitted into the memory.
     """
 
@@ -145,8 +146,9 @@ class TorchRunner:
     def fastest(self, network: Any, features: Callable[[Any], Function]) -> tuple[Any, str]:
         """Returns the network that should compute features, and the name of the engine.
 
-        On a GPU, the returned network is a float16 copy of the given one if the features of both agree (`AGREEMENT`)
-        and $SIMSEARCH_PRECISION is not float32.
+        This is the given network on the CPU, and a float16 copy of it on a GPU. The given network is returned on a GPU
+        too if its features differ from those of the copy by more than AGREEMENT permits, if the copy cannot be made or
+        run, or if $SIMSEARCH_PRECISION is float32.
         features: takes a network and returns the function that computes its features.
         """
         name = f"torch-{self.device.type}"
