@@ -132,8 +132,8 @@ class AnnIndex:
     index: the FAISS index, with n entries.
     rows: (n,) the row number of each entry in the feature files; -1 if a compaction has removed the row.
     covered: the number of rows in the feature files when the FAISS index was built; later rows are searched exactly.
-    compactions: the number of compactions that the index had been through when `rows` was made. Each compaction
-    renumbers the rows, so `rows` is valid only at this number.
+    compactions: the number of compactions of the feature files before `rows` was made. The next compaction gives the
+    rows in the feature files new numbers, so that `rows` is no longer valid.
     """
 
     def __init__(
@@ -197,10 +197,11 @@ class AnnIndex:
     def can_answer(
         self, flat: FlatIndex, k: int, permitted: NDArray[np.int64] | None, setting: AnnSettings | None = None
     ) -> bool:
-        """Returns True if `search` would be approximate, False if it would be exact.
+        """Returns True if `search` uses the FAISS index, False if it searches exactly.
 
-        An approximate search is possible if at least the fraction NARROW of the entries is permitted, and at most half
-        of the permitted entries become candidates.
+        `search` uses the FAISS index unless too few entries are permitted: less than the fraction NARROW of all
+        entries, or less than twice the number of candidates. It searches exactly, too, if the FAISS index has rows that
+        the snapshot of `flat` lacks.
         """
         if self.covered > flat.rows:  # the FAISS index has rows that this snapshot lacks
             return False
@@ -215,7 +216,10 @@ class AnnIndex:
         return permitted[np.searchsorted(permitted, self.covered) :]
 
     def _allowed(self, rows: int, permitted: NDArray[np.int64] | None) -> tuple[NDArray[np.uint8] | None, int]:
-        """Returns a bitmap of the permitted entries for FAISS (None if all are permitted), and their number."""
+        """Returns a bitmap of the permitted entries for FAISS (None if all are permitted), and their number.
+
+        rows: the number of rows in the feature files.
+        """
         if permitted is None:
             return self._all
         known, bits, count = self._bits

@@ -104,10 +104,10 @@ def check_faiss_index(index: Any, setting: AnnSettings, entries: int) -> None:
     if setting.kind in LISTED:
         quantizer = faiss.downcast_index(index.quantizer)
         if type(quantizer).__name__ != "IndexFlatL2" or (quantizer.ntotal, quantizer.d) != (index.nlist, index.d):
-            raise ValueError("its lists do not fit")
+            raise ValueError("its lists do not match their centroids")
         sizes = sum(index.invlists.list_size(number) for number in range(index.nlist))
         if index.invlists.nlist != index.nlist or sizes != entries:
-            raise ValueError("its lists do not fit")
+            raise ValueError("its lists do not match its vectors")
     elif setting.kind == "hnsw":
         graph, storage = index.hnsw, index.storage
         neighbours, offsets = faiss.vector_to_array(graph.neighbors), faiss.vector_to_array(graph.offsets)

@@ -40,8 +40,8 @@ _UNREADABLE = (*ann_files.UNREADABLE, WeightsError)
 class BinaryCodeIndex(AnnIndex):
     """Approximate search by Hamming distance between binary codes.
 
-    codes: the encoder, which turns features into codes.
-    entries: (n, bytes) uint8, the code of each of `rows`.
+    codes: the encoder, a function that takes features and returns their codes.
+    entries: (n, bytes) uint8, the codes of the n rows in `rows`.
     rows, covered, compactions: as in `AnnIndex`.
     """
 
@@ -110,8 +110,8 @@ def _base(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
     """Reads the codes, their row numbers, and the number of rows covered.
 
-    If there was a compaction after `AnnIndex.save`, returns what the last compaction wrote; if not, what `save` wrote.
-    Rows that were added after that are not included: their codes are in the `added` files.
+    Reads what `AnnIndex.save` wrote, or what the last compaction wrote if there was a compaction after `save`. The
+    `added` files, with the codes of the rows that were added later, are not read.
     """
     if compactions == parameters.get("epoch", 0):
         entries, rows = (sealed.read_array(folder, f"{part}.npy") for part in ("entries", "rows"))
@@ -123,7 +123,8 @@ def _base(
 def _added(folder: Folder, compactions: int, covered: int) -> Iterator[tuple[NDArray[np.uint8], int]]:
     """Yields the codes in each `added` file, with the number of the first row in the file.
 
-    covered: the first row in the first of these files.
+    covered: the number of rows whose codes are not in `added` files. So this is the number of the first row in the
+    first of these files, since rows are numbered from 0.
     """
     while folder.exists(name := f"added.{compactions}.{covered}.npy"):
         part: NDArray[np.uint8] = sealed.read_array(folder, name)
@@ -136,7 +137,7 @@ def _added(folder: Folder, compactions: int, covered: int) -> Iterator[tuple[NDA
 def extend(folder: Folder, parameters: dict[str, Any], flat: FlatIndex) -> int:
     """Encodes the rows that were added since the last call; returns the number of rows that have codes now.
 
-    The caller must hold the writer lock. Raises IndexDamagedError.
+    The caller must hold the writer lock. Raises IndexDamagedError if the files of the approximate search are damaged.
     """
     try:
         covered, compactions = int(parameters["covered"]), flat.shards.compactions

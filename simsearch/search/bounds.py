@@ -80,7 +80,8 @@ class Grid:
     rotation: (d, d) float64, rotates the first d components.
     low: (w,) float64, the corner of the box with the smallest coordinates.
     step: the distance of neighbouring grid points along an axis.
-    cap: a limit that the errors of nearly all rows do not exceed. The others are the odd rows of `Sketch`.
+    cap: a limit that the errors of nearly all rows do not exceed. Rows whose narrow codes have larger errors are the
+    odd rows of `Sketch`.
     """
 
     rotation: NDArray[np.float64]
@@ -109,7 +110,9 @@ class Grid:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Computes the narrow and the wide codes of rows and queries.
+    """Computes two codes of each row or query: a narrow code, and a wide code, which has more bytes and is more exact.
+
+    `Sketch` compares the narrow codes of all rows, but the wide codes only of the rows that are then left.
 
     mean: (D,) float32, subtracted from the features.
     axes: (d, D) float32, the principal components, nearly orthonormal.

@@ -60,8 +60,9 @@ _METHOD = 2
 class Threshold:
     """The limit up to which two pictures count as near-identical.
 
-    distance: a pair at most this far apart is near-identical, if its pixels are not compared.
-    reach: if a pair is at most this far apart, its pixels are compared, and they decide; 0 to compare no pixels.
+    reach: a pair at most this far apart is near-identical if its pixels agree; 0 if no pixels are to be compared.
+    distance: a pair whose pixels are not compared is near-identical if it is at most this far apart. This is so for all
+    pairs if the reach is 0, and for pairs with a picture that cannot be read.
     copies: the fraction of changed copies that are found, by the name of the change (see `perturb.COPIES`).
     """
 
@@ -85,10 +86,10 @@ def copy_threshold(
 ) -> Threshold:
     """Measures how far slightly changed copies of an index's own pictures are from their originals.
 
-    Returns a threshold. 90 % of the copies made by the changes in FAITHFUL are within its distance, unless FARTHEST
-    makes the distance smaller. Its reach is a little larger (BEYOND). If no picture can be read or the model's weights
-    are missing, the reach is 0, and the distance is NEAR_IDENTICAL times the median distance of random pairs, as in the
-    search option `dedup`.
+    Returns a threshold. Its distance is the one within which 90 % of the copies made by the changes in FAITHFUL are,
+    but at most FARTHEST times the median distance of random pairs. Its reach is the distance plus BEYOND times this
+    median. If no picture can be read or the model's weights are missing, the reach is 0, and the distance is
+    NEAR_IDENTICAL times this median, as in the search option `dedup`.
     seed: chooses the pictures.
     progress: called with the number of pictures done and the number of all pictures; not called for a cached result.
     largest: the largest number of pixels of a picture to copy; None for no limit. One picture is in memory at a time.
@@ -153,7 +154,10 @@ def _with_copies(image: Image.Image, views: list[NDArray[np.uint8]]) -> Iterator
 
 
 def _picture(index: OpenIndex, item: Item, largest: int | None) -> Image.Image:
-    """Returns the picture of an item in full size. Raises ImageError, also for more than `largest` pixels."""
+    """Returns the picture of an item in full size.
+
+    Raises ImageError if the picture cannot be read, or if it has more than `largest` pixels.
+    """
     if largest is not None and item.width * item.height > largest:
         raise ImageTooLargeError(f"more than {largest:,} pixels")
     with index.reading() as reader:

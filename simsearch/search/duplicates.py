@@ -1,7 +1,7 @@
 """Finds groups of near-identical items: different files whose features are near (`simsearch.search.near_rows`).
 
-If the largest distance was measured (`simsearch.search.copy_threshold`), the pixels decide: pairs up to a little more
-than this distance are compared by their pixels (`simsearch.search.second_look`).
+If the largest distance was measured (`simsearch.search.copy_threshold`), a pair up to a little more than this distance
+apart is near-identical if its pixels agree (`simsearch.search.second_look`).
 In a large index, not all pairs are compared; `checked` estimates how many near pairs are found. The groups may span two
 indexes of the same model: the index to clean up, and another index that it is compared with.
 """
@@ -54,9 +54,9 @@ class Member:
     is_copy: bool | None = None
 
     def is_near(self, limit: float) -> bool:
-        """Returns True if this member is a copy of the group's first item.
+        """Returns True if this member is near-identical to the group's first item itself.
 
-        If their pixels were compared, the result of this decides. Otherwise, the distance must be at most `limit`.
+        If the pixels of the two were compared, `is_copy` decides. Otherwise, their distance must be at most `limit`.
         """
         return self.distance <= limit if self.is_copy is None else self.is_copy
 
@@ -87,14 +87,14 @@ def duplicate_groups(
 ) -> list[list[Member]]:
     """Groups near-identical items: items that are linked directly or through other items of the group.
 
-    Returns the groups of two or more members, the largest first. The members of a group are sorted by id, but `keep`
-    chooses the first. Each member is a different file, so all members but one can be deleted without losing a picture.
-    A file that has several items (through links or overlapping sources) is one member, if possible under a name that is
-    not a link. Files that are gone or have changed are left out, unless all files of a group are gone (an unmounted
-    disk).
-    max_distance: items at most this far apart are linked. With a `Threshold` whose reach is above 0, items within the
-    reach are linked if their pixels agree and one of them is among the `near_rows.NEAREST` nearest of the other. If a
-    picture cannot be read, the threshold's distance decides.
+    Returns the groups of two or more members, the largest first. The member that `keep` chooses is the first of its
+    group; the others are sorted by id. Each member is a different file, so all members but one can be deleted without
+    losing a picture. A file with several items (through links or overlapping sources) is one member, if possible under
+    a name that is not a link. Files that are gone or have changed are left out. If all files of a group are gone, as
+    when a disk is not mounted, all of them stay members.
+    max_distance: items at most this far apart are linked. With a `Threshold` whose reach is above 0, an item is only
+    compared with its `near_rows.NEAREST` nearest items within the reach. Two such items are linked if their pixels
+    agree or, if a picture cannot be read, if they are at most the threshold's distance apart.
     progress: called with the number of items compared so far and the number of all items.
     exact: True to compare all pairs; False to accept missed links among more than `near_rows.EXACT` different items.
     against: another index of the same model. Only groups with items of both indexes are then returned. Items of the
@@ -148,8 +148,8 @@ def _from_first(
 ) -> list[Member]:
     """Returns the members with the member at place `first` at the front, and with their distances from it.
 
-    features: (n, D), of the members. places: (n,), the number that stands for each member in a call of `look`.
-    look: compares pixels to set `is_copy`; None to compare no pixels.
+    features: (n, D), of the members. look: compares pixels to set `is_copy`; None to compare no pixels.
+    places: (n,), the number by which `look` knows each member; None if `look` is None.
     """
     near = features.astype(np.float64)
     distances = np.linalg.norm(near - near[first], axis=1)

@@ -132,7 +132,7 @@ class FlatIndex:
 
     @property
     def proved(self) -> bool:
-        """True if there is a sketch that searches can use."""
+        """True if searches can use a sketch, which proves that most rows are not among the nearest."""
         return self._devices is None and self._sketch() is not None
 
     def scan(self, queries: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None) -> list[Neighbours]:
@@ -259,10 +259,10 @@ class FlatIndex:
         return x, own
 
     def _on_devices(self, count: int) -> bool:
-        """Returns True if the rows are in GPU memory. count: the number of queries of the search.
+        """Moves the rows into GPU memory, at the first or the second scan; returns True if they are there.
 
-        The first search moves the rows there if it has BATCH queries or more, or if an earlier index (`before`) has
-        moved rows there. Otherwise the second search moves them.
+        They are moved at the first scan if it has BATCH queries or more, or if an earlier index (`before`) has moved
+        rows there, and else at the second scan. They are not moved if they do not fit. count: the number of queries.
         """
         if self._devices is None:
             return False
@@ -333,8 +333,8 @@ def _nearer(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Returns each query's distances below its limit, and their rows: two arrays (nq, m).
 
-    m is the largest number of such distances for one query. Other queries have inf and -1 in the places left over. In
-    most blocks of rows m is small, so this is faster than a selection of the smallest among all distances.
+    m is the number of distances of the query that has the most. A query with fewer has inf and -1 in the last places.
+    In most blocks of rows m is small. To select the smallest of all distances would take longer.
     squared: (nq, n) distances. rows: (n,) the row of each column.
     limits: (nq, 1); None to return all distances.
     """

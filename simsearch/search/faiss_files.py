@@ -86,8 +86,9 @@ def search_part(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Finds the rows nearest to each query among the rows `first` to `last` - 1, which are all in `part`.
 
-    Returns the squared distances and the row numbers, both (nq, width). The arrays have fewer columns if there are
-    fewer rows. Missing rows have the distance inf and the number -1.
+    Returns the squared distances and the row numbers, both (nq, width); if the range has fewer rows than `width`, there
+    is a column for each of its rows. If the mask excludes rows, fewer rows may be found than there are columns. The
+    columns left over then have the distance inf and the row number -1.
     mask: for each row of the whole index, True if it may be returned; None for all.
     """
     width = min(width, last - first)

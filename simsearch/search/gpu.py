@@ -188,9 +188,10 @@ def load(
 
 
 def devices_for(device: str, rows: int, dimension: int) -> list[str]:
-    """Returns the names of the GPUs that can hold the rows together: `device`, or all GPUs for "cuda".
+    """Returns the names of the GPUs among which to divide the rows.
 
     Returns an empty list if there is no GPU, or if the rows do not fit.
+    device: "cuda" for all GPUs, or the name of a single GPU, such as "cuda:0".
     """
     if not torch.cuda.is_available():
         return []

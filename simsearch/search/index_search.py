@@ -113,13 +113,16 @@ class IndexSearch:
             )
 
     def structure(self) -> ApproximateSearch | None:
-        """Returns the approximate search of the index, or None; see `Engine.structure`."""
+        """Returns the search structure of the index, which is an approximate search.
+
+        Returns None if there is none, or if its files are damaged.
+        """
         with self.index.reading() as reader:
             self.snapshots.current(reader)
             return self.snapshots.structure(reader)
 
     def _shown(self, answers: list[Matches]) -> list[Matches]:
-        """Sets `thumbnail` of each answer, with which a notebook shows the pictures, and returns the answers."""
+        """Returns the answers, after setting `thumbnail`, with which each answer gets its pictures in a notebook."""
         for matches in answers:
             matches.thumbnail = self._thumbnail
         return answers

@@ -57,9 +57,10 @@ class Listed(NamedTuple):
 class NarrowCodes:
     """The (n, w) uint8 codes of n rows. Safe for many threads.
 
-    Since a stripe has every c-th row, all stripes have about the same number of rows near a query. There is at least
-    one stripe for each thread. Stripes are short, since FAISS is slow to list many rows of a long stripe.
-    fewest: another thread is used only if each thread then has at least this number of rows.
+    There is at least one stripe for each thread. A large number of rows is divided into more stripes, because FAISS is
+    slow to list many rows of a long stripe. All stripes have about the same number of rows near a query, because a
+    stripe has every c-th row.
+    fewest: the smallest number of rows for each thread. With few rows, fewer threads are used than there are cores.
     threads: the number of threads that can share the search for one query.
     """
 

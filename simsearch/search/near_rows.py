@@ -94,11 +94,12 @@ def linked(
 
     Returns (n,) numbers, one for each row. Rows of the same group have the same number: the lowest place of a
     row of the group.
-    reach: pairs up to this distance are linked, if the judge agrees.
+    reach: the largest distance of a pair that may be linked.
     progress: called with the number of rows compared so far and the number of different rows.
     exact: True to compare all pairs even if there are more than EXACT different rows.
-    judge: decides which pairs within `reach` are linked, nearest pairs first; None to link all. It is asked only about
-    pairs in which one row is among the NEAREST rows nearest to the other, by the distances between projections.
+    judge: decides which pairs within `reach` are linked; None to link all these pairs. The judge is asked about the
+    nearest pairs first. It is not asked about a pair unless one of its rows is among the NEAREST rows that are nearest
+    to the other row, by the distances between projections.
     """
     links = _Links(len(rows))
     if len(rows) < 2:
@@ -147,12 +148,14 @@ def _projected(z: NDArray[np.float32], pairs: NDArray[np.int64]) -> NDArray[np.f
 
 
 def _nearest(pairs: NDArray[np.int64], squared: NDArray[np.float32], bound: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Returns the pairs whose second row may be one of the NEAREST nearest rows of the first row.
+    """Returns the pairs whose second row may be a near row of the first row.
 
+    The near rows of a row are the NEAREST other rows that are nearest to it. They are only known for certain after all
+    pairs have been given to this function, in several calls.
     pairs: (n, 2) places, no pair twice.
     squared: (n,) the squared distances of the pairs.
-    bound: for each place, an upper bound of the squared distances of its NEAREST nearest rows. The function overwrites
-    an element if the pairs show that it can be smaller.
+    bound: for each place, an upper bound of the squared distances of its near rows. The function makes an element
+    smaller if the pairs show that it can be smaller.
     """
     near = squared <= bound[pairs[:, 0]]
     pairs, squared = pairs[near], squared[near]
@@ -270,7 +273,10 @@ def _near(
 
 
 def _measure(flat: JoinedRows, rows: NDArray[np.int64], pairs: NDArray[np.int64], reach: float, links: _Links) -> None:
-    """Measures pairs and links those within `reach`, some at a time; skips pairs that are linked already."""
+    """Measures the pairs, up to PAIRS at a time, and links those within `reach`.
+
+    Before each measurement, drops the pairs that are linked already, directly or through other rows.
+    """
     while len(pairs):
         root = links.roots()
         pairs = pairs[root[pairs[:, 0]] != root[pairs[:, 1]]]

@@ -40,8 +40,9 @@ class SearchOption:
 
     name: the keyword in Python.
     help: one sentence for the command line, and for HTTP unless `http_help` is given.
-    minimum, maximum: the smallest and the largest value.
-    most: for HTTP only, the largest value, or the largest number of values of a list.
+    minimum, maximum: the smallest and the largest valid value.
+    most: a further limit, which only HTTP has: the largest value or, for an option that takes a list, the largest
+    number of values.
     changes_query: True if the option changes the query's vectors; `Engine.search_by_vectors` does not take such
     options.
     flags: the spellings on the command line; by default `--` and the name.

@@ -31,11 +31,12 @@ class PreparedImage:
     """One picture, item or vector of a query. Its features can be looked up or computed without reading a file.
 
     item: the id, if the query is an item.
-    digest: SHA-256 of the picture's file; for an item, of the file that was indexed; empty if not known.
+    digest: SHA-256 of the picture's file or, for an item, of the file that was indexed. Empty if there is no file, or
+    if the digest is not needed.
     pixels: (S, S, 3) uint8 from `preprocessing.pixels`; None if the features are looked up in the index.
     mirrored: the pixels of the mirror image, (S, S, 3) uint8, if it is searched for too.
     whole: False if the pixels are only a part of the picture.
-    weights_sha256: SHA-256 of the weights of the model that the pixels are for.
+    weights_sha256: SHA-256 of the weights of the model whose input the pixels are.
     vector: (D,) float32, given instead of a picture.
     """
 
@@ -53,7 +54,8 @@ class PreparedQuery:
     """An image to search by, with images that matches should resemble (`plus`) or not resemble (`minus`).
 
     plus_weights, minus_weights: a weight for each image in `plus` and in `minus`.
-    copies: the ids of items whose file has the same content as the image, if these items must not be matches.
+    copies: the ids of items whose file has the same content as the image, if the option `no_self` leaves these items
+    out of the matches; otherwise empty.
     """
 
     image: PreparedImage
@@ -82,8 +84,9 @@ def is_id(value: Any) -> bool:
 def as_list(pictures: Any) -> list[Any]:
     """Returns one picture or several pictures as a list.
 
-    A path, bytes, a file, an image, an array, an id or a tuple (picture, weight) is one picture; the weight must be a
-    float. Raises UsageError for a value that is neither one picture nor iterable.
+    A path, bytes, a file, an image, an array, an id or a tuple (picture, weight) is one picture. The weight must be a
+    float, because a tuple of a picture and an integer is two pictures, the second given by its id.
+    Raises UsageError for a value that is neither one picture nor iterable.
     """
     if isinstance(pictures, tuple) and len(pictures) == 2 and isinstance(pictures[1], float):
         return [pictures]

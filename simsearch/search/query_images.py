@@ -133,12 +133,13 @@ class QueryImages:
     ) -> PreparedImage:
         """Reads one picture or item, and decodes it if its features may have to be computed.
 
+        An item is neither read nor decoded unless there is a crop or a flip.
+
         crop: the part of the picture to use; None for all of it.
         flip: True to prepare the mirror image too.
-        decode_known: False to skip decoding if the index has the file's features, and there is neither a crop nor a
-        flip.
-        hashed: True to compute the digest of a picture's file even if there is a crop; without a crop, it is always
-        computed.
+        decode_known: True to decode a picture's file even if the index has its features. With False, such a file is
+        only decoded for a crop or a flip.
+        hashed: True to compute the digest of a picture's file in any case, False to compute it only without a crop.
         """
         unchanged = crop is None and not flip
         if is_id(picture) and unchanged:

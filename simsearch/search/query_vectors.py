@@ -87,7 +87,8 @@ class QueryResolver:
 
         The result can be resolved by this resolver or by a resolver with a later snapshot.
         picture: a picture, or the id of an item. The options are those of `options.PictureOptions`.
-        Raises ImageError, ItemNotFoundError, UsageError.
+        Raises ImageError if a picture cannot be read or cropped, ItemNotFoundError if an item that is needed for this
+        does not exist, and UsageError for invalid arguments.
         """
         image = self.images.one(picture, crop, flip, hashed=no_self)
         query = PreparedQuery(image, *self._examples(plus, minus))
@@ -103,9 +104,10 @@ class QueryResolver:
         minus: Any = (),
         no_self: bool = False,
     ) -> list[PreparedQuery]:
-        """Reads and decodes several pictures in threads. Only this resolver can resolve the results.
+        """Reads and decodes several pictures in threads.
 
-        Unlike `prepare`, does not decode a file whose features are in the index, unless there is a crop or flip.
+        Unlike `prepare`, does not decode a file whose features are in the index, unless there is a crop or flip. So
+        this resolver should also resolve the results, because a later snapshot may lack these features.
         """
         examples = self._examples(plus, minus, decode_known=False)
         return [
@@ -224,7 +226,8 @@ class QueryResolver:
         """Returns a query's (v, D) vectors, each moved towards `plus` and away from `minus`.
 
         If one of the query's images has an error, returns the error.
-        found, failed: the features and the error of each image, by the image's `id()`.
+        found: the features of each image without an error, first those of the image, then those of its mirror image.
+        failed: the error of each other image. The keys of both are the values of Python's `id()` for the images.
         """
         for image in (query.image, *query.plus, *query.minus):
             if id(image) in failed:

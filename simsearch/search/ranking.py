@@ -49,7 +49,10 @@ def rank_exact(
 
 
 def measured(query: NDArray[np.float32], rows: NDArray[np.int64], features: NDArray[np.float16], k: int) -> Neighbours:
-    """Returns the same as `rank_exact`, but measures all rows in float64."""
+    """Returns the same as `rank_exact`, but computes the distances of all rows in float64.
+
+    `rank_exact` first compares the rows in float32, and computes in float64 only for rows that may be the nearest.
+    """
     k = min(k, len(rows))
     with np.errstate(invalid="ignore"):  # damaged rows may be infinite
         difference = to_float32(features).astype(np.float64)

@@ -34,8 +34,8 @@ class Near(NamedTuple):
 
     squared: (m,) their squared distances in float32, ascending.
     places: (m,) their places in the buffer.
-    best: the k-th smallest squared distance in float32. The distances of all rows in the buffer count, and the `others`
-    that were given to `RowBuffer.near`. inf if these are fewer than k distances.
+    best: the k-th smallest squared distance in float32, among those of all rows in the buffer and the `others` that
+    were given to `RowBuffer.near`; inf if there are fewer than k distances.
     """
 
     squared: NDArray[np.float32]
@@ -62,10 +62,11 @@ class RowBuffer:
     def near(self, query: NDArray[np.float32], count: int, k: int, others: NDArray[np.float32] | None = None) -> Near:
         """Returns the rows of the buffer that may be among the k nearest to a query.
 
+        Rows whose distances overflow float32 or are not numbers are left out, because FAISS does not list them.
+
         query: (1, D).
         count: the number of rows in the buffer, from its first place on.
         others: squared distances in float32 of further rows, outside the buffer, that may be among the k nearest too.
-        Rows whose distances overflow or are not numbers are left out.
         """
         self._index.ntotal = count
         width = min(k + SPARE, count)

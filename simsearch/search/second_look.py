@@ -1,7 +1,7 @@
 """Compares the pixels of pictures whose features are near, to find out which pictures are copies.
 
-`simsearch.images.likeness` compares the pixels. If one picture of a pair cannot be read, is too large, or is on another
-machine, the distance of the features decides.
+`simsearch.images.likeness` compares the pixels. If one picture of a pair cannot be read or is too large, the distance
+of the features decides, and also if one is in a remote source: pictures are not fetched for a comparison.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ DECODING_BYTES = 256 << 20
 class Allowance:
     """The limits for reading pictures. If a picture exceeds them, the distance of the features decides.
 
-    budget: memory for decoding; its method `hold` may raise ImageError to refuse a picture.
+    budget: the limit of the memory for decoding. Before a picture is decoded, the budget's method `hold` waits for free
+    memory. In a subclass, `hold` may raise ImageError instead; the picture is then not read.
     largest: the largest number of pixels of a picture.
-    views: the number of views to keep in memory. A view is a small version of a picture; views are compared.
+    views: the number of views to keep in memory. A view is the small version of a picture that is compared.
     """
 
     budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(DECODING_BYTES))

@@ -140,9 +140,10 @@ def estimate(features: FeatureReader, live: NDArray[np.int64], seed: int = 0) ->
 
 
 def _nearest(squared: NDArray[np.float32]) -> float:
-    """Returns the median distance of a query to its nearest row; 0 if all distances are infinite.
+    """Returns the median distance of a query to its nearest row that is not identical to it.
 
-    squared: (q, n) the squared distances of q queries to n rows.
+    Queries without such a row are left out; returns 0 if no query is left.
+    squared: (q, n) the squared distances of q queries to n rows; inf for rows that are identical to the query.
     """
     nearest = squared.min(1)
     kept = nearest[np.isfinite(nearest)]
