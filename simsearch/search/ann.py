@@ -200,8 +200,8 @@ class AnnIndex:
         """Returns True if `search` uses the FAISS index, False if it searches exactly.
 
         `search` uses the FAISS index unless too few entries are permitted: less than the fraction NARROW of all
-        entries, or less than twice the number of candidates. It searches exactly, too, if the FAISS index has rows that
-        the snapshot of `flat` lacks.
+        entries, or less than twice the number of candidates. It also searches exactly if the FAISS index has rows that
+        `flat` lacks.
         """
         if self.covered > flat.rows:  # the FAISS index has rows that this snapshot lacks
             return False

@@ -98,8 +98,8 @@ def linked(
     progress: called with the number of rows compared so far and the number of different rows.
     exact: True to compare all pairs even if there are more than EXACT different rows.
     judge: decides which pairs within `reach` are linked; None to link all these pairs. The judge is asked about the
-    nearest pairs first. It is not asked about a pair unless one of its rows is among the NEAREST rows that are nearest
-    to the other row, by the distances between projections.
+    nearest pairs first, and only about pairs in which one row is among the NEAREST rows that are nearest to the other
+    row, by the distances between projections.
     """
     links = _Links(len(rows))
     if len(rows) < 2:

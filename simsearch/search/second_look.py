@@ -1,7 +1,7 @@
 """Compares the pixels of pictures whose features are near, to find out which pictures are copies.
 
-`simsearch.images.likeness` compares the pixels. If one picture of a pair cannot be read or is too large, the distance
-of the features decides, and also if one is in a remote source: pictures are not fetched for a comparison.
+`simsearch.images.likeness` compares the pixels. The distance of the features decides instead if one picture of a pair
+cannot be read, is too large, or is in a remote source, because pictures are not downloaded for a comparison.
 """
 
 from __future__ import annotations

@@ -50,8 +50,9 @@ class _FromPixels(nn.Module):
 def export(name: str, folder: Path) -> None:
     """Writes the ONNX graph of a network and its `Facts` into a folder.
 
-    If the network cannot be exported, only the facts are written. Their field `problem` then has the reason, as it has
-    if ONNX Runtime computes other features than torch (see AGREEMENT).
+    If the network can be used in ONNX Runtime, the field `problem` of the facts is empty. The field has the reason if
+    the network cannot be exported, so that there is no graph, or if ONNX Runtime computes other features than torch
+    (see AGREEMENT).
     name: `torchvision/NAME`.
     Raises UsageError for an unknown name and if the download fails, and MissingExtraError if the package `onnx` is
     missing.

@@ -146,9 +146,9 @@ class TorchRunner:
     def fastest(self, network: Any, features: Callable[[Any], Function]) -> tuple[Any, str]:
         """Returns the network that should compute features, and the name of the engine.
 
-        This is the given network on the CPU, and a float16 copy of it on a GPU. The given network is returned on a GPU
-        too if its features differ from those of the copy by more than AGREEMENT permits, if the copy cannot be made or
-        run, or if $SIMSEARCH_PRECISION is float32.
+        On the CPU, this is the given network. On a GPU, it is a float16 copy of the given network, if possible. The
+        copy is not used if its features differ from those of the given network by more than AGREEMENT permits, if it
+        cannot be made or run, or if $SIMSEARCH_PRECISION is float32.
         features: takes a network and returns the function that computes its features.
         """
         name = f"torch-{self.device.type}"
