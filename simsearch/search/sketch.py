@@ -241,9 +241,9 @@ class Sketch:
         return self._finish(query, rows, self._wide_squares(query, rows), known, task)
 
     def _limit(self, query: _Query, distance: float) -> float:
-        """Returns the largest squared distance that the narrow code of a row within `distance` can have from the query's.
+        """Returns the largest squared distance from the query's narrow code to that of a row within `distance`.
 
-        The code of an odd row can be farther away.
+        The narrow code of an odd row can be farther away.
         """
         grid = self.bounds.grids[0]
         return float(grid.reach(distance, self.bounds.defect, query.errors[0] + grid.cap))

@@ -71,8 +71,9 @@ def updated(
     blocks: list[tuple[int, int, int]],
     learn: bool,
 ) -> SketchFacts | None:
-    """Adds new rows to the sketch, or makes a new one if there is none or it has become worse (see `GROWN`).
+    """Adds new rows to the sketch, or makes a new sketch if necessary.
 
+    A new sketch is necessary if there is none, if its files are damaged, or if it has become worse (see `GROWN`).
     Returns the entry about the sketch for `meta.json`; None if there are too few items for a sketch.
     facts: the present entry; None if there is none.
     live: returns the (n,) rows that belong to items.

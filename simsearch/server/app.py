@@ -40,7 +40,9 @@ def create_app(engine: Engine | Mapping[str, Engine], **options: Unpack[AppOptio
         raise UsageError("there is no index to serve")
     for each in engines.values():
         if not isinstance(each, Engine):
-            raise UsageError(f"{each!r} is not an engine", hint="give an engine from simsearch.open, or a dict of engines by name")
+            raise UsageError(
+                f"{each!r} is not an engine", hint="give an engine from simsearch.open, or a dict of engines"
+            )
     settings = Settings.from_keywords(options)
     service = SearchService(dict(engines), settings)
 

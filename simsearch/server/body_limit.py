@@ -60,7 +60,7 @@ class ReceivedBytes:
 
     def refusal(self) -> ApiError:
         self.rejected()
-        return ApiError(429, "too_many_requests", "the memory for the bodies of requests is full", {"retry-after": "1"})
+        return ApiError(429, "too_many_requests", "the memory for requests is full at the moment", {"retry-after": "1"})
 
     def hurry(self, seconds: float) -> None:
         """Gives the bodies that are being received at most `seconds` more."""
@@ -86,7 +86,7 @@ class ReceivedBytes:
 
     @contextlib.asynccontextmanager
     async def waiting(self, seconds: float, since: float, held: int) -> AsyncIterator[None]:
-        """Raises TimeoutError if the `with` block takes more than `seconds`, or when `hurry` or `end_slowest` ends it.
+        """Raises TimeoutError in the `with` block after `seconds`, or earlier because of `hurry` or `end_slowest`.
 
         since: the event loop's time when the body began to arrive. held: bytes of the body received so far. From
         these two, `end_slowest` chooses a body.
