@@ -181,14 +181,14 @@ class Sketch:
         return answers
 
     def _listed(self, k: int) -> int:
-        """Returns the number of rows to list first in each stripe: its share of `wanted`, scaled to k, and a margin."""
+        """Returns how many rows to list first in each stripe of `NarrowCodes`; grows with `wanted` and k."""
         share = max(64, self.wanted * -(-k // 10)) // self._narrow.stripes
         return share + 3 * math.isqrt(share) + k
 
     # -- the narrow codes
 
     def _one(self, query: _Query, task: _Task) -> Neighbours | None:
-        """Searches for one query by listing rows with near narrow codes; returns None if a scan is needed."""
+        """Searches for one query: lists ever more rows with near narrow codes; returns None if a scan is needed."""
         wanted = self._listed(task.k)
         known: _Known | None = None
         parts, short = [], None
@@ -241,9 +241,9 @@ class Sketch:
         return self._finish(query, rows, self._wide_squares(query, rows), known, task)
 
     def _limit(self, query: _Query, distance: float) -> float:
-        """Returns the largest squared distance between the narrow codes of the query and a row at most `distance` away.
+        """Returns the largest squared distance from the query's narrow code to that of a row within `distance`.
 
-        Odd rows can exceed it.
+        The narrow code of an odd row can be farther away.
         """
         grid = self.bounds.grids[0]
         return float(grid.reach(distance, self.bounds.defect, query.errors[0] + grid.cap))

@@ -111,7 +111,7 @@ def read_bounds(index: Folder, facts: SketchFacts, dimension: int) -> Bounds:
     try:
         bounds = Bounds.load(sealed.read(folder, BOUNDS).tobytes(), dimension)
         if [grid.width for grid in bounds.grids] != facts.widths:
-            raise ValueError("its widths are not those in meta.json")
+            raise ValueError("the widths of its codes are not those in meta.json")
     except (ValueError, KeyError, TypeError) as error:
         raise IndexDamagedError(f"the sketch {folder.path} cannot be used: {error}") from error
     return bounds

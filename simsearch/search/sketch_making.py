@@ -71,12 +71,14 @@ def updated(
     blocks: list[tuple[int, int, int]],
     learn: bool,
 ) -> SketchFacts | None:
-    """Adds new rows to the sketch or makes a new sketch; returns its entry for `meta.json`, or None without a sketch.
+    """Adds new rows to the sketch, or makes a new sketch if necessary.
 
+    A new sketch is necessary if there is none, if its files are damaged, or if it has become worse (see `GROWN`).
+    Returns the entry about the sketch for `meta.json`; None if there are too few items for a sketch.
     facts: the present entry; None if there is none.
     live: returns the (n,) rows that belong to items.
     blocks: from `Reader.blocks`.
-    learn: False to add rows only, without learning bounds.
+    learn: False to add rows only; if this is not possible, `facts` is returned as it is.
     Raises OSError, SimsearchError.
     """
     if facts is not None and not facts.folder:  # a scan was faster

@@ -52,7 +52,7 @@ class Snapshot:
 class Snapshots:
     """Returns snapshots of an index for searches, the same snapshot until the index changes. Safe for many threads.
 
-    device: the device of exact searches: "cpu", "auto" (also the CPU), "cuda" (all GPUs) or "cuda:N" (one GPU).
+    device: the device of exact searches: "cpu", "auto" (the same as "cpu"), "cuda" (all GPUs) or "cuda:N" (one GPU).
     """
 
     def __init__(self, index: Index, device: str = "cpu") -> None:
@@ -113,7 +113,8 @@ class Snapshots:
 
         The sketch is loaded on first use. If its files are missing or damaged, logs a warning once and returns None, so
         that searches scan all rows.
-        compactions: the number of compactions of the feature files that are searched.
+        compactions: how many compactions the feature files that are searched have had. If the sketch was made after
+        another number, returns None, because each compaction renumbers the rows.
         """
         with self._lock:
             if not self.index.meta.sketch:

@@ -40,7 +40,9 @@ def create_app(engine: Engine | Mapping[str, Engine], **options: Unpack[AppOptio
         raise UsageError("there is no index to serve")
     for each in engines.values():
         if not isinstance(each, Engine):
-            raise UsageError(f"{each!r} is not an engine", hint="an engine from simsearch.open, or several by name")
+            raise UsageError(
+                f"{each!r} is not an engine", hint="give an engine from simsearch.open, or a dict of engines"
+            )
     settings = Settings.from_keywords(options)
     service = SearchService(dict(engines), settings)
 
@@ -80,5 +82,5 @@ def create_app(engine: Engine | Mapping[str, Engine], **options: Unpack[AppOptio
 
 
 def _needs_key(path: str) -> bool:
-    """Returns True for a path that the API keys protect, if the settings have API keys."""
+    """Returns True if a request for a path needs an API key. Not called if the settings have no API keys."""
     return path.startswith(("/v1/", "/metrics")) or path == "/v1"

@@ -75,10 +75,10 @@ class BackgroundWork(Generic[J, R]):
                 del self._kept[key]
 
     def start(self, key: Key, job: J, work: Callable[[J], R], waiting: int, refusal: str) -> J:
-        """Returns the job that waits or runs for a key; if there is none, starts `work(job)` and returns `job`.
+        """Returns the job that waits or runs for a key. If there is none, queues `work(job)` and returns `job`.
 
-        waiting: the largest number of jobs that wait or run. Raises ApiError with the message `refusal` if there are
-        that many already.
+        waiting: the largest number of jobs that may wait or run at once. If there are that many already, raises
+        ApiError with the message `refusal`. Also raises ApiError if the service stops.
         """
         with self._lock:
             if key in self._jobs:

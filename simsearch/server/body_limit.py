@@ -43,8 +43,8 @@ class ReceivedBytes:
     def count(self, size: int, large: bool = False) -> bool:
         """Adds `size` bytes to the total; returns False if the total is then above the limit.
 
-        size: negative for freed bytes. large: True if the body has more than `SMALL_BODY` bytes; the limit for such
-        bodies is lower.
+        size: negative for freed bytes. large: True if the body has more than `SMALL_BODY` bytes. Large bodies have a
+        lower limit for the total, so that some memory stays free for small bodies.
         """
         with self._lock:
             self.total += size
@@ -60,7 +60,7 @@ class ReceivedBytes:
 
     def refusal(self) -> ApiError:
         self.rejected()
-        return ApiError(429, "too_many_requests", "too much is being sent at once", {"retry-after": "1"})
+        return ApiError(429, "too_many_requests", "the memory for requests is full at the moment", {"retry-after": "1"})
 
     def hurry(self, seconds: float) -> None:
         """Gives the bodies that are being received at most `seconds` more."""
@@ -86,9 +86,10 @@ class ReceivedBytes:
 
     @contextlib.asynccontextmanager
     async def waiting(self, seconds: float, since: float, held: int) -> AsyncIterator[None]:
-        """Limits the `with` block to `seconds`, which `hurry` and `end_slowest` can shorten. Raises TimeoutError.
+        """Raises TimeoutError in the `with` block after `seconds`, or earlier because of `hurry` or `end_slowest`.
 
-        since: the event loop's time when the body began to arrive. held: bytes of the body received so far.
+        since: the event loop's time when the body began to arrive. held: bytes of the body received so far. From
+        these two, `end_slowest` chooses a body.
         """
         async with asyncio.timeout(max(0.0, seconds)) as wait:
             self._waits[wait] = since, held

@@ -64,7 +64,8 @@ class _Removed:
     """The items that a clean-up removed from an index.
 
     identity: `Index.identity`, which tells the index from another index that is later put at its path.
-    compactions: how often the index had been compacted.
+    compactions: how often the index had been compacted before the items were removed. After another compaction, the
+    items cannot be put back, because their features are gone.
     """
 
     identity: tuple[int, ...]
@@ -222,7 +223,8 @@ class CleanUps:
     def restore(self, engine: Engine, name: str, run: Run) -> tuple[restoring.Restored, int]:
         """Undoes a clean-up; returns the outcome and the number of items put back into the index.
 
-        Items are put back only by the process that removed them; otherwise the next build adds them.
+        Only the process that removed the items can put them back, because it keeps them in memory. Items that it does
+        not put back are added by the next build.
         name: the file name of the journal. Raises ApiError if this index has no such journal.
         """
         journal = self.path(engine, name)

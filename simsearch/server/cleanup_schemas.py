@@ -57,14 +57,14 @@ class CleanUpRequest(Body):
         named = [each for each in groups if isinstance(each, dict)] if isinstance(groups, list) else []
         names = [each["group"] for each in named if isinstance(each.get("group"), str)]
         if len(set(names)) < len(names):
-            raise PydanticCustomError("twice", "groups has a group twice")
+            raise PydanticCustomError("twice", "groups has the same group more than once")
         for each in named:
             keep, go = each.get("keep"), each.get("go")
             if not isinstance(keep, list) or not isinstance(go, list):
                 continue
             items = [number for number in [*keep, *go] if isinstance(number, int)]
             if len(set(items)) < len(items):
-                raise PydanticCustomError("twice", "groups has an item twice")
+                raise PydanticCustomError("twice", "groups has an item more than once in keep and go of a group")
 
 
 class UndoRequest(Body):

@@ -106,7 +106,10 @@ class Lanes:
 
 
 class EitherLane(MemoryBudget):
-    """A memory budget for long work in another thread: a picture takes memory of either lane, depending on its size."""
+    """A memory budget for work that decodes small and large pictures outside the lanes' own threads.
+
+    A small picture takes memory of the small lane, a large picture of the large lane.
+    """
 
     def __init__(self, lanes: Lanes) -> None:
         super().__init__(lanes.large.total)

@@ -293,13 +293,13 @@ class Duplicates:
     # -- checks
 
     def _check_allowed(self, allowed: str) -> None:
-        """Raises ApiError if the service may not move files. allowed: value of the Allow header in the response."""
+        """Raises ApiError if the service may not move files. allowed: the methods that the error offers instead."""
         if self.service.settings.cleanup is None:
             message = "this service moves no files; `simsearch serve --writable --allow-cleanup` does"
             raise ApiError(405, "cleanup_off", message, {"allow": allowed})
 
     def _known(self, served: ReloadableIndex, distance: float | None) -> Found:
-        """Returns the groups found last. Raises ApiError if the groups must be computed again."""
+        """Returns the groups for a distance like `GroupFinder.find`; raises ApiError if they must be computed first."""
         found = self.service.finder.known(served, distance)
         if found is None:
             raise ApiError(409, "groups_changed", _CHANGED)

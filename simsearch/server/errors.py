@@ -55,7 +55,10 @@ _DUE = {
 
 
 def reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """Returns a JSON response. It is in ASCII, since file names need not be UTF-8; infinities and NaN become null."""
+    """Returns a JSON response. Infinities and NaN become null.
+
+    Characters outside ASCII are escaped, because file names that are not UTF-8 could not be encoded otherwise.
+    """
     try:
         text = json.dumps(value, allow_nan=False)
     except ValueError:
@@ -116,7 +119,10 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 
 
 def _methods(request: Request) -> list[str]:
-    """Returns the methods of all routes at the request's path. Starlette itself lists only those of the first route."""
+    """Returns the methods that are possible at the request's path, for the error about a method that is not.
+
+    Starlette's own error lists only the methods of the first route at this path.
+    """
     found: set[str] = set()
     for route in request.app.routes:
         offered = getattr(route, "methods", None) or set()

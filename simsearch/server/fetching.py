@@ -24,7 +24,7 @@ FETCH_SECONDS = 10.0
 class Fetcher:
     """Fetches images from URLs, in threads of its own.
 
-    received: the service's count of the bytes in memory that clients and URLs have sent; fetched images are added.
+    received: counts the bytes that the service has received and holds in memory. Fetched images count too.
     """
 
     def __init__(self, settings: Settings, metrics: PrometheusMetrics, received: ReceivedBytes) -> None:

@@ -83,8 +83,9 @@ class MapMaker:
     def find(self, served: ReloadableIndex, again: bool = False) -> Known | MapJob:
         """Returns the map if there is one, else the job that draws it.
 
-        again: True to draw a new map if the index has changed since the last one was drawn. The last one is still
-        returned before the time `Known.until`, and if this service cannot draw a map of the index.
+        again: False to return the last map even if the index has changed since it was drawn. True to draw a new map
+        then. But the last map is still returned before the time `Known.until`, and also if this service cannot draw a
+        map of the index.
         Raises ApiError if there is no map and this service cannot draw one, or if too many maps are being drawn.
         """
         key, known, stale, refusal = served.run(self._look_up)
@@ -106,9 +107,9 @@ class MapMaker:
             return self._refusal(engine, reader.count()) is None
 
     def _look_up(self, engine: Engine) -> tuple[Key, Known | None, bool, ApiError | None]:
-        """Returns the key of the index, its map, True if the map is out of date, and an error.
+        """Returns an index's key, its map or None, True if the map is out of date, and an error or None.
 
-        The map is None if there is none. The error is None if this service can draw a map of the index.
+        The error is raised if a map has to be drawn; it is None if this service can draw a map of the index.
         """
         key = engine.opened_index.identity, str(engine.path)
         with engine.reading() as reader:

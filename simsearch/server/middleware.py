@@ -148,7 +148,7 @@ class AccessLog:
             if status and not isinstance(error.__cause__, ApiError):  # part of the response has been sent
                 raise
             log.error("request failed", exc_info=error, extra={"fields": {"id": scope["simsearch.id"]}})
-            internal = ApiError(503, "internal", "the request failed here; the log has its id")
+            internal = ApiError(503, "internal", "an error in the service; its log has the id of this request")
             await _respond(internal, scope, receive, send_and_note_status)
         finally:
             self._record(scope, status, time.perf_counter() - start)

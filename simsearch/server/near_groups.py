@@ -94,11 +94,12 @@ class Group:
 class Found:
     """The groups of one state of an index.
 
-    ids, rows: the ids and rows of all items at that time, both (n,), sorted by id. limit: the threshold that was used.
+    ids, rows: the ids and rows of all items at that time, both (n,), sorted by id.
+    limit: the threshold of the comparison.
     complete: False if not all pairs were compared. seconds: the duration of the comparison. at: the monotonic time at
     the end of the comparison.
-    copies: the results of comparing pairs by their pixels, so far; True for copies. A key is (kept id, other id): the
-    item of a group that `DEFAULT_RULE` keeps, and another item of the group.
+    copies: has an entry for each pair that was compared by its pixels so far, True if the two are copies. A key is
+    (kept id, other id): the item of a group that `DEFAULT_RULE` keeps, and another item of the group.
     """
 
     generation: int
@@ -239,8 +240,9 @@ class GroupFinder:
 def _without_gone(engine: Engine, reader: ItemReader, found: Found, allowance: Allowance | None) -> Found | None:
     """Returns `found` without the items that were removed from the index since.
 
-    Returns None if all groups must be computed again, since items were added or changed, or a group that lost items is
-    too large to be updated.
+    Returns None if all groups must be computed again. This is so if items were added or changed, or if a group that
+    lost items is too large to be updated.
+    allowance: see `GroupFinder`.
     """
     ids, rows = reader.ids_and_rows()
     places = np.searchsorted(found.ids, ids)
@@ -265,7 +267,10 @@ def _without_gone(engine: Engine, reader: ItemReader, found: Found, allowance: A
 def _linked_still(
     engine: Engine, reader: ItemReader, numbers: Sequence[int], limit: Threshold, allowance: Allowance | None
 ) -> list[Group]:
-    """Returns the groups into which a group falls after removals. numbers: the ids of its remaining items."""
+    """Returns the groups that are left of a group after the removal of items: none, one or several.
+
+    numbers: the ids of the remaining items. limit: the threshold. allowance: see `GroupFinder`.
+    """
     items = [reader.item(number) for number in numbers]
     rows = np.array([item.row for item in items], np.int64)
     snapshot = engine.snapshots.current(reader)

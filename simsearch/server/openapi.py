@@ -215,7 +215,7 @@ def add_body() -> Schema:
 
 
 def with_keys(document: Schema) -> Schema:
-    """Adds API keys to the paths that need them in the OpenAPI document, and returns it."""
+    """Marks the paths that need an API key in the OpenAPI document, and returns the document."""
     document.setdefault("components", {})["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer"},
         "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},

@@ -78,7 +78,7 @@ class _StrictConnection(h11.Connection):
             if len(lengths) > 1 or any(b"," in length for length in lengths):
                 raise h11.RemoteProtocolError("more than one Content-Length", error_status_hint=400)
             if end and _ODD_LINE.search(waiting, 0, end.end()):
-                raise h11.RemoteProtocolError("a line that ends in LF or goes on in the next", error_status_hint=400)
+                raise h11.RemoteProtocolError("a line ends in LF alone or is continued", error_status_hint=400)
         event = super().next_event()
         if isinstance(event, h11.Request):
             _check_version(event)
@@ -94,7 +94,7 @@ def _check_version(request: h11.Request) -> None:
     """Raises RemoteProtocolError for HTTP versions other than 1.0 and 1.1, and for chunked bodies in HTTP 1.0."""
     chunked = any(name == b"transfer-encoding" for name, _ in request.headers)
     if request.http_version != b"1.1" and (request.http_version != b"1.0" or chunked):
-        raise h11.RemoteProtocolError("a version that is not spoken here", error_status_hint=400)
+        raise h11.RemoteProtocolError("only HTTP 1.1, and 1.0 without chunks, is supported", error_status_hint=400)
 
 
 def _too_many() -> ApiError:
@@ -216,10 +216,9 @@ class DeadlineProtocol(H11Protocol):
         return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
 
     def _update_deadline(self) -> None:
-        """Starts the deadline, or cancels it if the service waits for nothing that has one.
+        """Starts the deadline if the service waits for something that has one, else cancels it.
 
-        There is one for the head of a request, and for the rest of a request's body that the service will throw away.
-
+        The head of a request has a deadline, and so has the rest of a body that the service will throw away.
         Bytes that arrive do not extend a deadline that has been started.
         """
         if self.conn.their_state is not h11.IDLE and not self._discards_body():

@@ -119,7 +119,9 @@ def _no_image(form: FormData) -> str:
 
 
 def _option_value(field: str, texts: list[str]) -> Any:
-    """Converts the text of a search option to the value that a JSON request would have; other texts stay as they are.
+    """Returns the value of a form's field: for a search option, the value that a JSON request would have.
+
+    For any other field, returns the text itself.
 
     texts: all texts given for the field. Raises ApiError for more than one text if the field takes one value.
     """

@@ -1,4 +1,4 @@
-"""Runs the HTTP service as a process: uvicorn, logs as JSON lines, and a stop that finishes open requests."""
+"""Runs the HTTP service as a process, with uvicorn; logs in JSON lines, and finishes open requests before it stops."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def run(app: Any, host: str, port: int, say: Callable[[str], None]) -> None:
         listener.bind((host.strip("[]"), port))
     except OSError as error:
         listener.close()
-        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}", hint="--port sets another one") from error
+        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}", hint="try another --port") from error
     for served in app.state.service.indexes.values():
         served.run(lambda engine: engine.load_model())
         served.check()

@@ -179,7 +179,8 @@ def _field(option: SearchOption, most: int | None) -> tuple[Any, str]:
 def _conditions(most: int) -> Any:
     """Returns the type of filter conditions: a text, a list of texts, or an object of values by field.
 
-    In an object, a field may have a list of values. Texts need not be UTF-8, since file names need not be.
+    In an object, a field may have a list of values. A text need not be valid UTF-8, because it may be compared
+    with a file name, which need not be valid UTF-8 either.
     most: the largest number of conditions.
     """
 

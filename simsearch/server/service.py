@@ -95,8 +95,9 @@ class SearchService:
     def index(self, request: Request) -> ReloadableIndex:
         """Returns the index that the request names, or the first index if the request names none.
 
-        Raises ApiError for an unknown index or parameter, and for a parameter that is given several times but is not in
-        `LISTS`. A proxy could use one of its values, and this service another.
+        Raises ApiError for an unknown index or parameter. Also raises it for a parameter that is given several times,
+        because a proxy could use one of the values, and this service another. Only parameters in `LISTS` may be given
+        several times.
         """
         known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
         for given in request.query_params:

@@ -48,7 +48,7 @@ class AppOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of `create_app`; by default everything optional is off.
+    """The options of `create_app`. By default, clients need no key and cannot change anything.
 
     api_keys: the keys that give access to /v1 and /metrics; if there are none, no key is needed.
     hosts: the names that are accepted in the Host header; None for any name. A service on loopback without keys should
@@ -119,7 +119,7 @@ class Settings:
 
     def _check_cleanup(self) -> None:
         if self.allow_cleanup and not self.writable:
-            raise UsageError("a clean-up changes the index", hint="allow_cleanup needs writable too")
+            raise UsageError("allow_cleanup needs writable", hint="a clean-up changes the index")
         for name in ("move_to", "journals"):
             value: Any = getattr(self, name)
             if value is None:
@@ -154,5 +154,5 @@ class Settings:
 
     @property
     def bodies(self) -> int:
-        """The part of `memory` for bodies of requests, and for files in memory that are being sent, in bytes."""
+        """The part of `memory` for request bodies, fetched images, and unpacked files being sent, in bytes."""
         return self.memory * BODIES // 10

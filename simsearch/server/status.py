@@ -66,7 +66,7 @@ class Status:
             for served in self.service.indexes.values():
                 await self.service.in_thread(functools.partial(_check_search, served))
         except SimsearchError as error:
-            raise ApiError(503, "not_ready", "searches do not work yet") from error
+            raise ApiError(503, "not_ready", "searches do not work at the moment") from error
         return reply({"status": "ready"})
 
     async def prometheus(self) -> Response:

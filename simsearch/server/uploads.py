@@ -76,10 +76,10 @@ class Uploads:
             return found, True
 
     def _list_again(self, engine: Engine, folder: Folder, number: int, data: bytes) -> None:
-        """Writes the file of an uploaded picture and its line in the manifest again, if they are missing.
+        """Writes the file of a picture and its line in the manifest, if they are missing but the index has the item.
 
-        A removal deletes the line before the item. If it is interrupted in between, the next build removes the item.
-        That would be wrong here, since the picture has been uploaded again.
+        This happens if a removal was interrupted after it deleted the line. Without the line, the next build would
+        remove the item, although the picture has now been uploaded again.
         number: the id of the item. data: the bytes of the picture.
         """
         item = engine.item(number)

@@ -19,7 +19,8 @@ def check_same_features(one: OpenIndex, other: OpenIndex) -> None:
     )
     if ours.descriptor != theirs.descriptor and same_model:
         raise ModelMismatchError(
-            f"the features of {one.path} ({ours.features}) and {other.path} ({theirs.features}) are not defined alike",
+            f"the features of {one.path} ({ours.features}) and {other.path} ({theirs.features})"
+            " are computed differently",
             hint=f"an index built with --features {one.path} has the same features",
         )
     if not same_model or (ours.recipe, ours.dimension) != (theirs.recipe, theirs.dimension):
@@ -32,5 +33,5 @@ def check_same_features(one: OpenIndex, other: OpenIndex) -> None:
     if precision != registry.precision_of(theirs.engine):
         raise ModelMismatchError(
             f"{one.path} was made by {ours.engine}, {other.path} by {theirs.engine}: their features differ a little",
-            hint=f"SIMSEARCH_PRECISION={precision} builds an index that can be merged or compared with it",
+            hint=f"an index built with SIMSEARCH_PRECISION={precision} can be merged or compared with {one.path}",
         )

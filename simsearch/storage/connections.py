@@ -52,9 +52,9 @@ class Connections:
     def _leave(self) -> None:
         """Forgets all connections in a forked child process, where SQLite forbids using them; `borrow` opens new ones.
 
-        Also locks the database file again, if it was to stay readable (`keep_readable`). A child does not inherit the
-        parent's locks on files, although the copied variables of SQLite say that it holds them. The new lock, of
-        `DatabaseFile.lock_shared`, belongs to the child.
+        A child does not inherit the parent's locks on files. So after `keep_readable`, the child locks the database
+        file itself. It uses `DatabaseFile.lock_shared` and not SQLite, because SQLite's variables were copied from the
+        parent and say that the file is locked already.
         """
         fork.never_close((self._idle, self._reserve))
         if self._copy is not None:
@@ -111,11 +111,12 @@ class Connections:
                 _open_counts[self._file.identity] += 1
 
     def connect(self, mode: str = "rw", check: bool = True) -> protection.Connection:
-        """Opens a new connection, which the caller closes; if the file was deleted, connects to a copy of its content.
+        """Opens a new connection, which the caller closes.
 
+        If the database file was deleted after `keep_readable` was called, connects to a copy of its content. If it was
+        deleted before, raises IndexReplacedError.
         mode: "rw", or "ro" for read-only. check: False for a database that has no tables yet.
-        Raises IndexReplacedError if the file was deleted before `keep_readable` was called, and IndexDamagedError if
-        the database is damaged or has other tables than `schema`.
+        Raises IndexDamagedError if the database is damaged or has other tables than `schema`.
         """
         with fork.postponed(), _opening:
             connection = self._file.connect(mode, first=not _open_counts[self._file.identity])
@@ -130,8 +131,9 @@ class Connections:
         return connection
 
     def _connect_to_copy(self) -> protection.Connection:
-        """Connects to a temporary copy of the deleted database, which the reserve connection makes at the first call.
+        """Connects to a temporary copy of the deleted database; the first call makes the copy.
 
+        The copy is made with the reserve connection (see `keep_readable`), which can still read the deleted file.
         Raises IndexReplacedError if there is no reserve connection.
         """
         with self._lock:
