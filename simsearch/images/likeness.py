@@ -145,11 +145,11 @@ def _best_forms(a: Pixels, b: Pixels) -> tuple[Pixels, NDArray[np.int64]]:
 
 
 def _free(a: Pixels, b: Pixels, noise: float) -> Pixels:
-    """Returns (n,): a number to add to the correlation of each pair, so that two plain grey views count as alike.
+    """Returns (n,): a number that is added to the correlation of each pair, for the sake of views without contrast.
 
-    Without contrast, the correlation itself is near 0. The number is 1 if both views are a single grey, and tends to 0
-    with growing contrast.
-    noise: the sum of squares, over a view's pixels, of deviations that are only noise.
+    The correlation of two plain grey views is near 0, although they are alike. So this number is 1 for two views of a
+    single grey each, and tends to 0 with growing contrast.
+    noise: the contrast that counts as none: the squared difference from the mean, summed over a view's pixels.
     """
     sums = [((images - images.mean((1, 2), keepdims=True)) ** 2).sum((1, 2)) + noise for images in (a, b)]
     free: Pixels = noise / np.sqrt(sums[0] * sums[1])
@@ -159,8 +159,9 @@ def _free(a: Pixels, b: Pixels, noise: float) -> Pixels:
 def _align(a: Pixels, b: Pixels, moved: Pixels, steps: int) -> Pixels:
     """Returns affine maps (n, 2, 3) that align the grey images `b` with `a`, both (n, H, H).
 
-    moved: the maps to start from. The identity is subtracted from these maps and from the result, so zeros change
-    nothing.
+    moved: the maps to start from. These maps and the result are differences from the identity: a map of zeros leaves
+    an image as it is.
+    steps: the number of Gauss-Newton steps.
     """
     count, side = a.shape[0], a.shape[1]
     x, y = _grid(side)
@@ -235,9 +236,11 @@ def _details(grey: Pixels) -> Pixels:
 
 
 def _correlation(a: Pixels, b: Pixels, inside: Pixels, noise: float) -> Pixels:
-    """Returns (n,): the correlation of each pair of images (n, H, H). It tends to 1 if both vary less than `noise`.
+    """Returns (n,): the correlation of each pair of images (n, H, H).
 
     inside: (n, H, H), 1 for pixels to compare and 0 for pixels to ignore.
+    noise: a standard deviation in levels of 255. The correlation of two images that vary much less tends to 1, so
+    that two plain images count as alike.
     """
     area = inside.sum((1, 2)) + 1e-6
     a, b = ((each - ((each * inside).sum((1, 2)) / area)[:, None, None]) * inside for each in (a, b))

@@ -52,9 +52,10 @@ def orientation(image: Image.Image) -> int:
 
 
 def _orientation_in(exif: bytes) -> int:
-    """Returns the orientation in an EXIF block; 1 if the block has none, -1 if only Pillow can read the block.
+    """Returns the orientation in an EXIF block; 1 if the block has none, -1 if this function cannot read the block.
 
-    This saves time: Pillow reads the whole block, which takes a twentieth of the time of decoding a small JPEG.
+    Pillow reads such blocks too, but always reads all their entries. That would take a twentieth of the time of
+    decoding a small JPEG, so Pillow is only used if this function returns -1.
     """
     data = exif.removeprefix(b"Exif\0\0")
     order = _ORDERS.get(data[:4])

@@ -60,9 +60,10 @@ def repairs(file: IO[bytes]) -> Iterator[IO[bytes]]:
 
 
 def _with_chunks(file: IO[bytes], wanted: frozenset[bytes]) -> IO[bytes]:
-    """Returns the file without optional chunks, except undamaged ones whose names are in `wanted`.
+    """Returns the file with the chunks that every PNG needs, and with those optional chunks that are wanted.
 
-    An animation's chunks are not checked for damage.
+    wanted: the names of the optional chunks to keep. Of these, damaged and very large chunks are left out too. Only an
+    animation's chunks are kept unchecked.
     """
     parts: list[Part] = [SIGNATURE]
     for chunk in chunks(file):
@@ -80,11 +81,13 @@ def _with_chunks(file: IO[bytes], wanted: frozenset[bytes]) -> IO[bytes]:
 
 
 def first_frame(file: IO[bytes]) -> tuple[IO[bytes], tuple[int, int], tuple[int, int]] | None:
-    """Returns the first frame of an animated PNG as a PNG file, if the default image is not a frame of the animation.
+    """Returns the first frame of an animated PNG whose default image is not a frame; None for all other files.
 
-    Programs that show no animations show the default image. Also returns the frame's place (left, top) and the size
-    (width, height) of the whole picture. Returns None for all other files, and for a damaged animation: browsers then
+    The default image is the picture that Pillow decodes, and that programs without animations show. If it is not a
+    frame, browsers show the first frame in its place. Returns None for a damaged animation too, because browsers then
     show the default image.
+    Returns three values: the frame as a PNG file, its place (left, top) on the animation's canvas, and the canvas's
+    size (width, height).
     """
     parts: list[Part] = [SIGNATURE]
     control: tuple[int, ...] | None = None

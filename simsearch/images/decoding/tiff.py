@@ -55,10 +55,11 @@ class _ThroughLibtiff(TiffImagePlugin.TiffImageFile):
 
 
 def corrected(image: Image.Image, file: IO[bytes]) -> Image.Image:
-    """Returns an opened TIFF, or opens it in another way if Pillow would decode it wrongly.
+    """Returns the image to decode: usually `image`, or `file` opened in another way if Pillow would decode it wrongly.
 
-    Call this function before the image is loaded, and `finished` afterwards. Raises ImageError for a file that cannot
-    be decoded correctly.
+    image: a file that Pillow has opened but not yet loaded. Images of other formats than TIFF are returned unchanged.
+    file: the same file. After loading the result, call `finished`.
+    Raises ImageError for a file that cannot be decoded correctly.
     """
     if not isinstance(image, TiffImagePlugin.TiffImageFile) or not image.tile:
         return image
@@ -147,7 +148,7 @@ def opened_otherwise(file: IO[bytes]) -> Image.Image:
     except Exception as error:
         raise ImageError("the file is damaged: it begins like TIFF, but its header cannot be read") from error
     if memory(file) > LARGEST_MEMORY:
-        raise ImageError(f"{what}: too large for formats of this kind")
+        raise ImageError(f"{what}, which needs over {LARGEST_MEMORY >> 20} MiB of memory to decode")
     try:
         import tifffile
     except ImportError:
@@ -215,7 +216,7 @@ def _levels(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _native(tile: Any) -> Any:
-    """Returns the tile, with its raw mode corrected if libtiff decodes it; see `_NATIVE`.
+    """Returns a tile that Pillow decodes correctly: if libtiff decodes the tile, its raw mode is replaced by `_NATIVE`.
 
     tile: an item of `image.tile`, the list by which Pillow decodes an image.
     """

@@ -21,7 +21,7 @@ from simsearch.images.samples.outlines import Points, rotation
 
 @dataclass(frozen=True)
 class Canvas:
-    """An RGB image to draw on, and the transformation of every outline: it is mirrored, turned, scaled and moved."""
+    """An RGB image to draw on. Every outline is mirrored, turned, scaled and moved before it is drawn."""
 
     image: Image.Image
     light: int  # the light comes from the upper left (-1) or the upper right (1)
@@ -156,7 +156,8 @@ def ridge(c: Canvas, rng: Generator, level: float, rise: float, bumps: int, octa
 def spread(c: Canvas, rng: Generator, most: int, size: float, top: float = 0.0) -> list[tuple[float, float, float]]:
     """Returns one to `most` places (x, y, size) for objects that hardly overlap, sorted by y.
 
-    size: about the size of a single object; several objects are smaller. top: the least y of a place.
+    most: the largest number of places. size: about half the length of an object, if there is only one; the more
+    objects there are, the smaller is each. top: the least y of a place.
     """
     count = int(rng.integers(1, most + 1))
     size *= rng.uniform(0.85, 1.15) * (1.0, 0.72, 0.6, 0.52, 0.46)[count - 1]

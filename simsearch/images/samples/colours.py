@@ -41,9 +41,10 @@ def mix(one: Colour, other: Colour, share: float) -> Colour:
 
 
 def rounded(patch: Image.Image, u: Field, v: Field, towards: float, amount: float) -> Image.Image:
-    """Shades an image patch like a ball: brighter around the point (towards, -0.45), darker away from it.
+    """Shades an image patch like a ball that is lit from above: brightest at the point (towards, -0.45).
 
-    u, v: the coordinates of the columns and of the rows, from -1 to 1. amount: how strong the shading is.
+    u, v: the coordinates of the columns and of the rows, from -1 to 1. towards: the u of the brightest point, which is
+    negative for light from the left. amount: how strong the shading is.
     """
     far = np.sqrt(((u - towards) ** 2)[None] + ((v + 0.45) ** 2)[:, None])
     gain = (amount * (0.62 - far)).clip(-0.85, 0.6)[..., None].astype(np.float32)

@@ -17,7 +17,7 @@ def rotation(angle: float) -> Points:
 
 
 def path(text: str) -> Points:
-    """Reads points from a text such as "100 2, 70 -70". Its numbers are hundredths."""
+    """Reads points from a text of pairs x y in hundredths of a unit: "100 2, 70 -70" is (1, 0.02) and (0.7, -0.7)."""
     return np.array([point.split() for point in text.split(",")], dtype=np.float64) / 100
 
 
