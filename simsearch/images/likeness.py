@@ -185,7 +185,10 @@ def _align(a: Pixels, b: Pixels, moved: Pixels, steps: int) -> Pixels:
 
 
 def _composed(moved: Pixels, step: Pixels) -> Pixels:
-    """Returns the affine maps `moved` times the inverse of `step`. The identity is subtracted from all maps."""
+    """Returns the affine maps `moved`, corrected by a step of `_align`: moved times the inverse of `step`.
+
+    All maps are differences from the identity.
+    """
 
     def full(maps: Pixels) -> Pixels:
         return np.concatenate([maps, np.zeros((len(maps), 1, 3), np.float32)], 1) + np.eye(3, dtype=np.float32)

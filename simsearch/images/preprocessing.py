@@ -60,7 +60,7 @@ class Preprocessing:
         if not all(self.std):
             raise WeightsError("recipe: the deviation of a channel is 0")
         if not (0 < self.crop <= 2 * self.resize):
-            raise WeightsError(f"recipe: crop {self.crop} is not from 1 to twice resize, which is {self.resize}")
+            raise WeightsError(f"recipe: crop {self.crop} is not from 1 to {2 * self.resize}, which is twice resize")
         if type(self.interpolation) is not str or self.interpolation not in FILTERS:
             raise WeightsError(f"recipe: interpolation {self.interpolation!r} is none of {', '.join(FILTERS)}")
 
@@ -121,8 +121,9 @@ def centre_crop(image: Image.Image, side: int) -> Pixels:
 def scaled_centre(image: Image.Image, pixels: int, side: int, resample: Image.Resampling) -> Pixels:
     """Scales an image as `shorter_side` does, and returns only the square at its centre: (side, side, 3) uint8.
 
-    This saves time, because most pixels outside the square are not computed. A few values differ by one level from the
-    result of `shorter_side` and `centre_crop`, because Pillow rounds the square's coordinates to single precision.
+    This saves time, because the pixels outside the square are usually not computed. A few values differ by one level
+    from the result of `shorter_side` and `centre_crop`, because Pillow rounds the square's coordinates to single
+    precision.
     """
     width, height = image.size
     scale = pixels / min(width, height)

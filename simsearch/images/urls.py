@@ -2,8 +2,11 @@
 
 A stranger's URL must lead to a public address. The host name is resolved once, all addresses found are checked, and the
 connection goes to one of them. So a name that resolves to another address a moment later cannot evade the check. Each
-redirect is checked in the same way, and the environment's proxies are not used. One deadline holds for the whole fetch
-(resolving the name, connecting, and each byte sent and received), however slowly the server sends.
+redirect is checked in the same way, and the environment's proxies are not used. The address of a user's URL is not
+checked, and the proxies are used.
+
+Each fetch has a time limit as a whole: for resolving the name, connecting, sending and receiving, however slowly the
+server sends.
 """
 
 from __future__ import annotations
@@ -58,7 +61,11 @@ T = TypeVar("T")
 
 
 def is_public(address: Address) -> bool:
-    """Returns True if an address is on the public Internet; False for an address that contains another one (6to4)."""
+    """Returns True if an address is on the public Internet.
+
+    Returns False for an IPv6 address that contains an IPv4 address (such as 6to4), because a request to it may end at
+    that IPv4 address, which need not be public.
+    """
     if isinstance(address, ipaddress.IPv6Address) and address not in _PUBLIC_IPV6:
         return False  # among others: mapped and translated IPv4, NAT64, site-local, segment routing
     if any(address in network for network in _SPECIAL):
@@ -95,7 +102,7 @@ def fetch(
 def _download(url: str, largest: int, wait: float) -> bytes:
     """Fetches the bytes at a user's URL, through the environment's proxies. Raises ImageError.
 
-    wait: the time limit (seconds) of each wait for the server.
+    wait: the time limit (seconds) of each single wait for the server; `fetch` limits the time of the whole download.
     """
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "simsearch"})
@@ -109,7 +116,7 @@ def _download(url: str, largest: int, wait: float) -> bytes:
         reason = getattr(error, "reason", error)
         raise ImageError(getattr(reason, "strerror", None) or str(reason) or type(error).__name__) from error
     if len(data) > largest:
-        raise ImageError(f"over {largest >> 20} MiB")
+        raise ImageError(f"the file is over {largest >> 20} MiB")
     return data
 
 
@@ -139,7 +146,7 @@ def fetch_public(
         try:
             url = urljoin(url, location)
         except ValueError:
-            raise UsageError("the URL cannot be read") from None
+            raise UsageError("the URL is not valid") from None
     raise ImageError(f"over {REDIRECTS} redirects")
 
 
@@ -186,13 +193,13 @@ def _parts(url: str, any_port: bool) -> tuple[str, str, int, str]:
         host = (split.hostname or "").encode("idna").decode() if ":" not in (split.hostname or "") else split.hostname
         port = split.port or PORTS.get(split.scheme, 0)
     except (ValueError, UnicodeError):
-        raise UsageError("the URL cannot be read") from None
+        raise UsageError("the URL is not valid") from None
     if split.scheme not in PORTS or not host:
         raise UsageError("only http and https URLs are fetched")
     if split.username is not None or split.password is not None:
         raise UsageError("URLs with a user or password are not fetched")
     if port not in PORTS.values() and not any_port:
-        raise UsageError("only the ports 80 and 443 are fetched from")
+        raise UsageError("only URLs with the ports 80 and 443 are fetched")
     target = (split.path or "/") + (f"?{split.query}" if split.query else "")
     if not (target.isascii() and target.isprintable()) or " " in target:
         raise UsageError("the URL has characters that must be escaped")
@@ -220,7 +227,8 @@ def _resolve(host: str, port: int, permitted: Callable[[Address], bool], deadlin
 def _look_up(host: str, port: int, deadline: Deadline) -> list[Any]:
     """Looks up a host's addresses by `socket.getaddrinfo`, in a thread, since the call cannot be cancelled.
 
-    Raises OSError or ValueError.
+    Raises OSError if the host has no address, the time is over, the fetch is stopped, or too many look-ups are running.
+    Raises ValueError if the host's name cannot be encoded.
     """
     if not _lookups.acquire(blocking=False):
         raise OSError("too many names are being looked up")

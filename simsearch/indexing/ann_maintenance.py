@@ -37,9 +37,10 @@ def update(
 ) -> dict[str, Any]:
     """Updates the search structure, and returns the updated entry `search` of `meta.json`.
 
-    The key `since` of the entry describes the recall on items that were added after the structure was built: the recall
-    with its confidence limits (low, high), the number of queries, and the number of items at that time. A structure
-    that cannot be read is ignored; searches are then exact.
+    The key `since` of the entry describes the last measurement of the recall: the recall with its confidence limits
+    (low, high), the number of queries, and the number of items in the index. The queries are items that were added
+    since the measurement before, or since the structure was built.
+    If the structure cannot be read, the entry is returned unchanged. Searches are exact in that case.
 
     index: the index's folder. search: the present entry. flat: exact search over all rows.
     live: (n,) the rows of the items, ascending. Other rows belong to removed items.
@@ -61,9 +62,10 @@ def update(
 def _measure(
     folder: Folder, parameters: dict[str, Any], flat: FlatIndex, live: NDArray[np.int64], new: int
 ) -> dict[str, Any]:
-    """Measures the recall with queries from the last `new` of the rows `live`; returns the value of the key `since`.
+    """Measures the recall with new items as queries; returns the value of the key `since`.
 
     folder, parameters: of the search structure. flat, live: see `update`.
+    new: the number of new items. Their rows are the last ones of `live`.
     """
     structure = binary_codes.load(folder, parameters, flat.shards.compactions)
     queries = np.random.default_rng(0).choice(live[-new:], min(QUERIES, new), replace=False)

@@ -62,9 +62,13 @@ def test_query_by_a_member_of_an_archive(run, s3, pictures, tmp_path):
         ("ftp://host/pictures", "'ftp://host/pictures' has an unknown scheme", "s3://, gs://, https:// or http://"),
         ("s3://", "'s3://' names no bucket", "s3://BUCKET/PREFIX"),
         ("https://", "'https://' names no host", ""),
-        ("https://me:pass@host/a", "with a user or password is no source: https://host/a", "an index would keep them"),
-        ("https://host/a?X-Amz-Signature=1", "with ? or # is no source: https://host/a", "signature"),
-        ("s3://bucket/list.csv", "a manifest is not read from other machines", "copy it to this one"),
+        (
+            "https://me:pass@host/a",
+            "with a user or password cannot be a source: https://host/a",
+            "an index would store them",
+        ),
+        ("https://host/a?X-Amz-Signature=1", "with ? or # cannot be a source: https://host/a", "signature"),
+        ("s3://bucket/list.csv", "a manifest on another machine cannot be a source", "copy it to this machine"),
     ],
 )
 def test_wrong_sources(run, bucket, name, message, hint):

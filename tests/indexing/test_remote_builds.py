@@ -162,7 +162,7 @@ def test_faults_that_pass(build: Any, s3: S3Server, photos: Path) -> None:
         ("error", r"answered 500 \(5 attempts\)"),
         ("reset", r"broke off.* \(5 attempts\)"),
         ("short", r"bytes came in place of .* \(5 attempts\)"),
-        ("corrupt", r"another checksum \(5 attempts\)"),
+        ("corrupt", r"match its checksum \(5 attempts\)"),
         ("denied", "access denied"),
     ],
 )

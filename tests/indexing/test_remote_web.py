@@ -113,7 +113,7 @@ def test_redirects_stay_on_the_host(build: Any, web: Web, index: Path) -> None:
         summary = build(f"{web.url}/pictures")
         assert not inner.gets and not inner.heads
     assert told(summary)["added"] == ALL - 1
-    assert summary.unread == [(f"{web.url}/pictures/rose/0.png", f"{web.url[7:]} leads to another host")]
+    assert summary.unread == [(f"{web.url}/pictures/rose/0.png", f"{web.url[7:]} redirects to another host")]
 
 
 def test_listing_that_fails_halfway_removes_nothing(build: Any, web: Web, index: Path) -> None:

@@ -602,7 +602,7 @@ def test_redirects_and_answers_that_are_refused(engine, site, monkeypatch):
         f"{site}/to?http://[::1]/": "not on the public Internet",
         f"{site}/to?//10.0.0.1/x": "not on the public Internet",
         f"{site}/to?file:///etc/passwd": "only http and https",
-        f"{site}/to?http://[": "cannot be read",
+        f"{site}/to?http://[": "is not valid",
         f"{site}/to?/to?/to?/to?/to?/picture.png": "redirects",
         f"{site}/lost": "redirects",
         f"{site}/nowhere": "status 404",

@@ -62,8 +62,8 @@ def repairs(file: IO[bytes]) -> Iterator[IO[bytes]]:
 def _with_chunks(file: IO[bytes], wanted: frozenset[bytes]) -> IO[bytes]:
     """Returns the file with the chunks that every PNG needs, and with those optional chunks that are wanted.
 
-    wanted: the names of the optional chunks to keep. Of these, damaged and very large chunks are left out too. Only an
-    animation's chunks are kept unchecked.
+    wanted: the names of the optional chunks to keep. Of these, chunks that are larger than `_SMALL` or have a wrong
+    checksum are left out too. But an animation's chunks are kept unchecked, and a palette's checksum is ignored.
     """
     parts: list[Part] = [SIGNATURE]
     for chunk in chunks(file):

@@ -40,7 +40,10 @@ class _Splice(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Reads from one part at a time. A range that goes beyond the end of the other file is cut off at that end."""
+        """Reads bytes of one part only; a later call continues with the next part.
+
+        If a part goes beyond the end of the file from which it is taken, reading ends there.
+        """
         number = bisect.bisect_right(self._starts, self._position) - 1
         if number >= len(self._parts):
             return 0

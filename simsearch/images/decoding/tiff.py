@@ -107,9 +107,10 @@ def finished(image: Image.Image, tile: Any) -> Image.Image:
 
 
 def check_parts(file: IO[bytes]) -> None:
-    """Raises ImageError if a tag has more than `LARGEST_VALUES` values, such as the offsets of too many strips.
+    """Raises ImageError if a tag has more than `LARGEST_VALUES` values; tags of bytes may have more.
 
-    Pillow would need minutes and gigabytes to open the file.
+    This protects against files of very many strips, whose offsets are the values of a tag: Pillow would need minutes
+    and gigabytes to open such a file.
     """
     file.seek(0)
     head = file.read(16)

@@ -66,7 +66,7 @@ class ZipSource(Source):
         self._members = files | {path: files[target] for path, target in targets.items() if target in files}
 
     def _container(self) -> str | IO[bytes]:
-        """Returns the archive as a path or an open file."""
+        """Returns the archive for `zipfile`: its path, or an open file in the subclasses for remote archives."""
         return self.root
 
     def _link_text(self, member: zipfile.ZipInfo) -> str:
@@ -141,7 +141,8 @@ def _offset(pair: tuple[str, tarfile.TarInfo]) -> int:
 def _kept_by_links(members: Sequence[tarfile.TarInfo]) -> dict[str, tarfile.TarInfo]:
     """Returns the files that can only be reached through hard links, by the paths of these links.
 
-    The own name of such a file leads to a later member of the archive that has the same name.
+    An archive may contain a file, then a hard link to it, and then another file with the name of the first. That name
+    now means the later file, so only the link still leads to the first.
     """
     seen: dict[str, tarfile.TarInfo] = {}
     for member in members:
@@ -165,8 +166,9 @@ class TarSource(Source):
     Members are listed in the archive's order, in which reading is fastest. A link is listed after the file that it
     leads to. Links that lead to no file of the archive are left out.
 
-    Threads that share the source read members in nearly the archive's order. Going back in a compressed archive means
-    decompressing it again from its start, so the members that were skipped last are cached.
+    Several threads may share the source. Together they read the members in nearly the archive's order: a member may be
+    asked for after a later one. Going back in a compressed archive would mean decompressing it again from its start.
+    Therefore, the last members that reading has passed over are cached.
     """
 
     kind = "tar"
@@ -194,7 +196,10 @@ class TarSource(Source):
         return tarfile.open(self.root)
 
     def _members_by_path(self) -> dict[str, tarfile.TarInfo]:
-        """Returns the archive's files and links by path; reads them on first use. Raises UsageError."""
+        """Returns the archive's files and links by path; reads them on first use.
+
+        Raises UsageError if the archive is damaged.
+        """
         if self._members is None:
             try:
                 listed = [member for member in self._archive.getmembers() if not member.isdir()]
@@ -212,11 +217,11 @@ class TarSource(Source):
         return self._members
 
     def _follow_links(self, members: dict[str, tarfile.TarInfo], files: dict[str, tarfile.TarInfo]) -> None:
-        """Puts the path of the file that each link leads to into `_links`, and counts the links that lead to no file.
+        """Finds the file that each link leads to, and records the file's path in `_links`.
 
+        A hard link contains the name of a member; a symbolic link contains a path relative to its own folder.
+        Counts the links that lead to no file in `_broken`, and all pipes and devices in `_other`.
         members: all members by path. files: the regular files among them.
-        Also counts the pipes and devices. A hard link contains the name of a member, a symbolic link contains a path
-        relative to its own folder.
         """
         texts = {path: member.linkname for path, member in members.items() if member.issym()}
         hard = {path: member_path(member.linkname) for path, member in members.items() if member.islnk()}

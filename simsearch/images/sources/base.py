@@ -75,12 +75,15 @@ class Listing:
     matched: set[str] = field(default_factory=set)
 
     def leave_out(self, reason: str) -> None:
-        """Counts a file that is left out, under the reason given."""
+        """Counts a file in `skipped`, and in `left_out` under the reason given."""
         self.skipped += 1
         self.left_out[reason] += 1
 
     def skip(self, path: str, head: bytes = b"") -> None:
-        """Counts a file in `skipped`, and also in `left_out` if it is a video or the like. head: its first bytes."""
+        """Counts a file in `skipped`, and also in `left_out` if files of its kind, such as videos, are never read.
+
+        head: the file's first bytes, by which its kind is recognised if the extension does not tell it.
+        """
         if (kind := left_out(path, head)) is not None:
             self.leave_out(f"{kind}s, which are not read")
         else:

@@ -54,9 +54,10 @@ class Exclusion:
 
 
 def rooted(patterns: Sequence[str], root: str) -> list[str]:
-    """Returns the lines that a .gitignore file in `root` would need for these patterns.
+    """Returns patterns as the lines of a .gitignore file in `root`.
 
-    A pattern may be relative to the current folder; the lines are not.
+    A pattern may also be a path into `root`, absolute or relative to the current folder. For such a pattern there is a
+    line with the path relative to `root`.
     """
     lines = []
     for pattern in patterns:

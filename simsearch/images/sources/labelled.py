@@ -32,11 +32,13 @@ def list_labelled(
     exclude: Sequence[str] = (),
     note: Callable[[str], None] = lambda text: None,
 ) -> list[LabelledImage]:
-    """Lists the labelled images of the named sources, in order. Raises UsageError for a source without labelled images.
+    """Lists the labelled images of the named sources, in order.
 
-    Labels are those of the source, or the names of the images' folders if the source has no labels.
+    If a source has labels of its own, as a manifest does, they are used. Otherwise the label of an image is the name of
+    its folder, and images at the top of the source have none. Images without a label are left out.
     exclude: patterns of images to leave out.
     note: called with a sentence about each pattern that matches nothing.
+    Raises UsageError if no image of a source has a label.
     """
     found: list[LabelledImage] = []
     unmatched = list(exclude)

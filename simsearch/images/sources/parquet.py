@@ -271,7 +271,10 @@ def _content(value: Any) -> tuple[bytes | None, str | None]:
 
 
 def _text(label: Any) -> str | None:
-    """Returns a label as text; None for an empty list, and for NaN, which pandas writes for a missing label."""
+    """Returns a row's label, or its list of labels, as text; None if the row has no label.
+
+    pandas writes NaN for a missing label.
+    """
     if isinstance(label, list):
         return ", ".join(text for each in label if (text := _text(each)) is not None) or None
     return None if label is None or label != label else str(label)

@@ -36,7 +36,10 @@ F_GETPATH = 50
 
 
 class _Recent(OrderedDict[Key, None]):
-    """Keys of files that passed a check: the last ones added, at most `REMEMBERED`. Safe for several threads."""
+    """Remembers which files have passed a check, so that it need not be repeated. Safe for several threads.
+
+    A file is remembered by a key that changes with its content. Only the last `REMEMBERED` keys are kept.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +138,10 @@ def _check_digest(file: IO[bytes], digest: bytes) -> None:
 
 
 def _identity(file: IO[bytes], digest: bytes) -> tuple[object, ...] | None:
-    """Returns a key that changes when the content of a file on disk changes; None for a file in memory."""
+    """Returns the key by which `_hashed` remembers that the SHA-256 of a file on disk is `digest`.
+
+    The key changes when the file's content changes. Returns None for a file in memory.
+    """
     try:
         facts = os.fstat(file.fileno())
     except OSError:  # io.UnsupportedOperation: a file in memory

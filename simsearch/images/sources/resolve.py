@@ -121,7 +121,7 @@ def _remote_source(root: str) -> Source:
     if kind in _REMOTE_KINDS:
         return SOURCE_CLASSES[_REMOTE_KINDS[kind]](root)
     if kind is not None:
-        raise UsageError(f"{root}: a {kind} is not read from other machines", hint="copy it to this one")
+        raise UsageError(f"{root}: a {kind} on another machine cannot be a source", hint="copy it to this machine")
     if os.path.splitext(last)[1].lower() in EXTENSIONS:
         return remote_source.RemoteSource(parent, within=last)
     return remote_source.RemoteSource(root)
@@ -167,7 +167,9 @@ def read_remote(address: str) -> bytes:
     source = _remote_source(addresses.normalized(container))
     path = member if separator else source.within
     if not path:
-        raise UsageError(f"{address!r} is not the address of an image", hint="an object whose name ends in .jpg or so")
+        raise UsageError(
+            f"{address!r} is not the address of an image", hint="it must end in the extension of an image, such as .jpg"
+        )
     try:
         with source.stream(path) as file:
             return file.read()

@@ -115,7 +115,9 @@ class TorchvisionSource(Source):
                 image, target = data[number]
                 pixels = image.tobytes()
             except (TypeError, ValueError, AttributeError):  # pairs of images, videos, tensors
-                raise UsageError(f"the data set {self.root} does not hold single images") from None
+                raise UsageError(
+                    f"the data set {self.root} does not hold single images, but for example videos or pairs of images"
+                ) from None
             except Exception as error:
                 found.entries.append(Entry(path, 0, 0, problem=first_line(error)))
                 continue

@@ -57,16 +57,16 @@ def normalized(name: str) -> str:
         parts = urlsplit(f"{scheme}://{rest}")
         secret, _ = parts.username or parts.password, parts.port
     except ValueError:
-        raise UsageError(f"the address {name!r} cannot be read") from None
+        raise UsageError(f"{name!r} is not a valid address") from None
     if secret is not None or "@" in parts.netloc:
         raise UsageError(
-            f"an address with a user or password is no source: {scheme}://{parts.hostname}{parts.path}",
-            hint="an index would keep them",
+            f"an address with a user or password cannot be a source: {scheme}://{parts.hostname}{parts.path}",
+            hint="an index would store them, for all its readers to see",
         )
     if parts.query or parts.fragment:
         raise UsageError(
-            f"an address with ? or # is no source: {scheme}://{parts.netloc}{parts.path}",
-            hint="an index would keep what follows, which may be a signature",
+            f"an address with ? or # cannot be a source: {scheme}://{parts.netloc}{parts.path}",
+            hint="an index would store the part after it, which may be a secret signature",
         )
     if not parts.hostname:
         raise UsageError(f"{name!r} names no host")

@@ -1,8 +1,8 @@
 """Archives on other machines, as sources.
 
 A .zip file contains a list of its members. This list is read first. Then each member is read with a request for its
-range of bytes; several members can be read at once. An interrupted build therefore continues at the next member. If the
-server sends only whole files, the .zip file is copied into a temporary file instead.
+range of bytes; several members can be read at once. A build that continues an interrupted one need not read the members
+that were already indexed. If the server sends only whole files, the .zip file is copied into a temporary file instead.
 
 A .tar file has no list of members, so the whole file is copied into a temporary file. The list made from the copy is
 kept in the cache folder, so that an unchanged archive need not be copied again to be listed.
@@ -67,10 +67,16 @@ class _RemoteArchive(RemoteStoreMixin, Source, Generic[A]):
 
     @abstractmethod
     def _open(self) -> A:
-        """Opens the archive. Raises UsageError, UnavailableError."""
+        """Opens the archive.
+
+        Raises UsageError if it cannot be opened, and UnavailableError as `Store.read` does.
+        """
 
     def _members(self) -> A:
-        """Returns the archive, which is opened at the first call. Raises UsageError, UnavailableError."""
+        """Returns the source that reads the archive's members; opens it at the first call.
+
+        Raises UsageError if the archive cannot be opened, and UnavailableError as `Store.read` does.
+        """
         with self._opening:
             if self._archive is None:
                 self._archive = self._open()
@@ -105,7 +111,10 @@ class _RemoteArchive(RemoteStoreMixin, Source, Generic[A]):
         return self._facts
 
     def copy(self) -> IO[bytes]:
-        """Copies the archive into a temporary file, and returns the file. Raises UsageError, UnavailableError."""
+        """Copies the archive into a temporary file, and returns the file.
+
+        Raises UsageError if it cannot be copied, and UnavailableError as `Store.read` does.
+        """
         try:
             return self._opened(self._folder).spool(self._name, self.facts().size or 0)
         except ImageError as error:
@@ -124,7 +133,11 @@ class _RemoteArchive(RemoteStoreMixin, Source, Generic[A]):
 
 @contextlib.contextmanager
 def _as_image_error() -> Iterator[None]:
-    """Turns a UsageError of the `with` block into an ImageError. The block opens an archive and reads an image."""
+    """Turns a UsageError of the `with` block into an ImageError.
+
+    The block reads an image, which opens the archive first. Callers that read an image expect only ImageError, also if
+    the archive cannot be opened.
+    """
     try:
         yield
     except UsageError as error:

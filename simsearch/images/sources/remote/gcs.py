@@ -148,8 +148,8 @@ class GcsStore(Store):
 def _remote_object(path: str, found: dict[str, Any]) -> RemoteObject:
     """Converts Google's description of an object to a `RemoteObject`.
 
-    The identity is a checksum if there is one. Unlike the generation and the ETag, a checksum does not change if only
-    the metadata change.
+    The identity is a checksum, because that does not change if only the object's metadata change. If there is no
+    checksum, the identity is the generation (Google's number for a version of an object), the ETag, or the time.
     """
     for name in ("md5Hash", "crc32c", "generation", "etag"):
         if found.get(name):

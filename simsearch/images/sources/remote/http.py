@@ -1,8 +1,8 @@
 """Folders on web servers that list their files on pages. Requests are made with fsspec's HTTP session (aiohttp).
 
 A listing is a page of links, as Apache, nginx, Caddy and Python write it. Only links to files and folders directly
-inside the page's own folder are followed, and redirects to another host are refused: a server must not be able to send
-a build to other machines.
+inside the listed folder are followed, and redirects to another host are refused, because a server must not be able to
+send a build to other machines.
 """
 
 from __future__ import annotations
@@ -110,19 +110,23 @@ class HttpStore(Store):
         data, headers, final = self._call("GET", url, {}, PAGE_BYTES)
         kind = headers.get("Content-Type", "text/html").partition(";")[0].strip().lower()
         if kind not in {"text/html", "application/xhtml+xml"}:
-            raise DeniedError(f"it is no listing of files, but {kind}")
+            raise DeniedError(f"the server sent {kind} in place of a list of files")
         if len(data) > PAGE_BYTES:
-            raise DeniedError(f"its listing is over {PAGE_BYTES:,} bytes")
+            raise DeniedError(f"the list of files is over {PAGE_BYTES:,} bytes")
         text = data.decode("utf-8", "replace")
         if "<html" in text.lower() and "</html" not in text.lower():
-            raise TransientError("its listing is cut off")
+            raise TransientError("the list of files is cut off")
         links = _Links()
         links.feed(text)
         base = final if final.endswith("/") else url
         return sorted({name for href in links.found if (name := _name_below(base, href)) is not None})
 
     def _url(self, path: str) -> str:
-        """Returns the URL of a file. Raises MissingError if the path, which may come from an index, leads elsewhere."""
+        """Returns the URL of a file. path: relative to the root.
+
+        The path may come from a stranger's index. Raises MissingError if it has parts such as `..`, which could lead
+        out of the root.
+        """
         if has_odd_parts(path):
             raise MissingError("no such file or folder")
         return joined(self.root, path)
@@ -214,7 +218,7 @@ class HttpStore(Store):
         except ValueError:
             same = False
         if not same:
-            raise DeniedError(f"{self.server()} leads to another host")
+            raise DeniedError(f"{self.server()} redirects to another host")
         return target
 
 

@@ -174,7 +174,7 @@ class S3Store(Store):
         if isinstance(error, (*connection, exceptions.ResponseStreamingError)):
             return self._of_connection(error)
         if isinstance(error, (exceptions.FlexibleChecksumError, exceptions.ChecksumError)):
-            return TransientError("the received data has another checksum")
+            return TransientError("the received data does not match its checksum")
         if "parse" in type(error).__name__.lower() or isinstance(error, exceptions.ParamValidationError):
             return DeniedError(" ".join(str(error).split()))
         return UsageError(f"{self.root}: {' '.join(str(error).split())}", hint=NO_CREDENTIALS)

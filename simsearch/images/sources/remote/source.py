@@ -61,7 +61,7 @@ class RemoteStoreMixin:
         """
         with self._store_lock:
             if self._closed:  # a read was waiting for its turn
-                raise StoreStoppedError("stopped")
+                raise StoreStoppedError("the source was closed while it was being read")
             if self._store is None:
                 self._store = open_store(place, public_only=self.public_only, quick=self.quick)
             return self._store
@@ -127,7 +127,10 @@ class RemoteSource(RemoteStoreMixin, Source):
         found.entries.sort(key=lambda entry: entry.path)
 
     def _ask_for(self, paths: Sequence[str], found: Listing) -> bool:
-        """Asks the server for single objects and adds them to `found`. Returns True if `found` then has entries."""
+        """Adds an entry to `found` for each of `paths` that exists, after asking the server for its size and identity.
+
+        If a request fails, the entry has the reason as its `problem`. Returns True if `found` then has entries.
+        """
         for path, item in zip(paths, self._infos(paths), strict=True):
             if isinstance(item, str):
                 found.entries.append(Entry(path, 0, 0, problem=item))
@@ -177,7 +180,11 @@ class RemoteSource(RemoteStoreMixin, Source):
 
 
 def _entry(item: RemoteObject) -> Entry:
-    """Converts an object to an `Entry`. Without an identity, it gets a new stamp, so that each build reads it again."""
+    """Converts an object to an `Entry`.
+
+    If the server gives the object no identity, the entry gets a stamp from the clock. The image then counts as changed
+    in each build, and is read again.
+    """
     size, stamp = item.size or 0, item.stamp if item.identity else time.time_ns() & (2**63 - 1)
     problem = f"too large: {size:,} bytes, the limit is {LARGEST_BYTES:,}" if size > LARGEST_BYTES else None
     return Entry(item.path, size, stamp, problem=problem)

@@ -114,7 +114,10 @@ class Store(ABC):
 
     @abstractmethod
     def _read(self, path: str, start: int | None, end: int | None, most: int) -> bytes:
-        """Reads an object, or its bytes from `start` to before `end`. Reading may stop after `most` + 1 bytes."""
+        """Reads an object, or its bytes from `start` to before `end`.
+
+        most: reading may stop when more bytes than this have arrived, because the caller expects no more.
+        """
 
     @abstractmethod
     def server(self) -> str:
@@ -229,7 +232,10 @@ class Store(ABC):
         return file
 
     def _save_whole(self, path: str, size: int, file: IO[bytes]) -> None:
-        """Copies an object into a file by a single request, for servers that do not send parts. Raises ImageError."""
+        """Copies an object into a file by a single request, for servers that do not send parts.
+
+        Raises ImageError if all attempts fail, or if the object is missing or refused.
+        """
 
         def save() -> None:
             file.seek(0)
@@ -261,7 +267,7 @@ class Store(ABC):
         wait = FIRST_WAIT
         for attempt in range(self._attempts):
             if self._stop.is_set():
-                raise StoreStoppedError("stopped")
+                raise StoreStoppedError("the source was closed while it was being read")
             try:
                 return request()
             except TransientError as error:
@@ -272,10 +278,12 @@ class Store(ABC):
         raise AssertionError("no attempts")
 
     def _has_changed(self, path: str, start: int | None, size: int) -> bool:
-        """Returns True if an object was replaced after it was listed, and the new content has arrived completely.
+        """Returns True if another number of bytes arrived than expected because the object was replaced after listing.
 
-        start: None if the whole object was read; otherwise the result is False.
-        size: the number of bytes that arrived. It is compared with the object's present size on the server.
+        Then the new content has arrived completely, and there is no need to read it again. The function asks the server
+        for the object's present size, and compares it with `size`, the number of bytes that arrived.
+        start: None if the whole object was read. If only a part was read, the result is False, because the size of the
+        object does not tell if the part is complete.
         """
         return start is None and self._info(path).size == size
 
@@ -295,5 +303,5 @@ class Store(ABC):
     def _unavailable(self, error: TransientError, done: str) -> UnavailableError:
         return UnavailableError(
             f"{self.root} cannot be {done}: {error} ({self._attempts} attempts)",
-            hint="nothing was removed; the same `build` goes on once the server answers",
+            hint="nothing was removed from the index; the same `build` goes on once the server answers",
         )
