@@ -52,12 +52,13 @@ class CompactReport:
 
 @dataclass(frozen=True)
 class _Plan:
-    """The rows that a compaction keeps.
+    """The rows that a compaction keeps, and the files that it does not rewrite.
 
     rows: (n,) rows of the items, ascending. ids: (n,) ids of these items.
     total: number of rows in the old files, unused ones included.
-    kept: number of rows in the files before the first file with an unused row. These files are not rewritten.
-    blocks: (first row, number of rows, CRC-32) of each block, a range of rows that was written at once.
+    kept: number of rows in the files before the first file with an unused row. These files are linked, not rewritten.
+    blocks: (first row, number of rows, CRC-32) of each block in the old files. A block is a range of rows that were
+    written at once.
     """
 
     rows: NDArray[np.int64]
@@ -117,7 +118,7 @@ def _make_plan(reader: Reader) -> _Plan:
     ids, rows = ids[order], rows[order]
     total = reader.state("rows")
     if len(rows) and not 0 <= rows[0] <= rows[-1] < total:
-        raise IndexDamagedError(f"items own rows {rows[0]} to {rows[-1]}, but there are {total}")
+        raise IndexDamagedError(f"items own rows {rows[0]} to {rows[-1]}, but the index has recorded {total} rows")
     holes = np.flatnonzero(rows != np.arange(len(rows)))
     first = int(holes[0]) if len(holes) else len(rows)
     per_file = reader.shards.rows_per_shard
@@ -164,13 +165,14 @@ def _write(
 def _read_blocks(plan: _Plan, old: FeatureFiles) -> Iterator[tuple[int, NDArray[np.float16], int]]:
     """Yields (first row, features, CRC-32) of each recorded block of rows in the old files.
 
-    If a block lies in files that are not rewritten, it is not read, and its features are an (n, 0) array.
+    If all rows of a block lie in files that are not rewritten, the block is not read. An empty array of the shape
+    (number of rows, 0) then stands for its features.
     Raises IndexDamagedError if features do not match their checksum or a row has no checksum.
     """
     done = 0
     for first, count, expected in plan.blocks:
         if first != done:
-            raise IndexDamagedError(f"features: rows {done} to {first} have no checksum")
+            raise IndexDamagedError(f"features: the next checksum should begin at row {done}, not at row {first}")
         done = first + count
         if done <= plan.kept:
             yield first, np.zeros((count, 0), np.float16), expected
@@ -222,7 +224,10 @@ def _delete_stale(shards: FeatureFiles, rows: int) -> None:
 
 
 def _used_bytes(folder: Folder) -> int:
-    """Returns the total size of all feature files in bytes; a file with two names counts once."""
+    """Returns the total size of all feature files in bytes.
+
+    A file that a compaction has hard-linked has two names until the old name is deleted. It counts once.
+    """
     found: dict[int, int] = {}
     for name in folder.names():
         with contextlib.suppress(FileNotFoundError):  # deleted by another compaction

@@ -217,8 +217,8 @@ class _ExtractionPipeline(Generic[T]):
 class _InFlight:
     """Counts the images being read, and the bytes of the files that wait for a GPU decoder.
 
-    `bool(self)` is True while both numbers are below their limits.
-    limit: the maximum number of images being read.
+    `bool(self)` is True while more images may be read: both numbers are below their limits.
+    limit: the limit for images being read. The limit for bytes is `WAITING_BYTES`.
     """
 
     def __init__(self, limit: int) -> None:

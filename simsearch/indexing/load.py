@@ -74,13 +74,15 @@ def load_image(
     budget: MemoryBudget | None = None,
     decoder: JpegDecoder | None = None,
 ) -> LoadedImage:
-    """Reads, hashes and decodes one image. If this fails, the result has the reason, and nothing is raised.
+    """Reads, hashes and decodes one image. If the image cannot be read or decoded, the result has the reason.
 
+    read: a function that returns the file as bytes or as a stream.
+    recipe: the preprocessing that makes the pixels.
     known: SHA-256 digests of images that need not be decoded.
     budget: memory shared by all images being decoded; None for no limit.
     decoder: a GPU decoder. Files that it accepts are not decoded here: their bytes are returned, for the GPU to decode.
-    Raises UnavailableError if the machine that has the images cannot be reached, since all other images would fail,
-    too.
+    Only one failure is raised: UnavailableError if the images are on another machine that cannot be reached, because
+    all other images would fail, too.
     """
     digest, size = b"", 0
     try:

@@ -43,10 +43,11 @@ class BuildOptions:
     labels: "folder" uses the names of the images' folders as labels, but not for images at the top of a source; "none"
     uses no labels; "auto" uses the rule that the index has recorded for the source, or "folder" for a new source.
     prune: remove items whose image is gone.
-    keep_gone: keep items whose source is gone, since its disk may be unmounted; set by `watch`.
+    keep_gone: set by `watch`, to compare only sources that exist on this machine. The items of a source that is gone
+    stay, even with `prune`, because its disk may be unmounted.
     dry_run: only count the differences.
-    allow_outside: also index files that a .csv, .jsonl or .parquet file lists but that lie outside its folder. A
-    symbolic link counts as its target.
+    allow_outside: also index files that a .csv, .jsonl or .parquet file lists but that lie outside its folder. If a
+    listed file is a symbolic link, the place of its target counts.
     batch_size, workers: None for defaults that suit the machine.
     progress: called with the number of images processed and their total.
     extractor: computes features on other machines; None computes them in this process.
@@ -106,11 +107,12 @@ class BuildKeywords(AddOptions, total=False):
 
 @dataclass
 class Summary:
-    """The outcome of a build, in numbers of images.
+    """The outcome of a build. Counts without a description are numbers of images.
 
-    items: number of items in the index after the build. computed: images that went through the model.
+    items: number of items in the index after the build.
+    computed: images whose features the model computed.
     to_read: images that are new or changed.
-    skipped: files that were not taken as images, including those in `left_out`.
+    skipped: number of files that were not taken as images, including those in `left_out`.
     left_out: the number of files that are never read, such as videos, by reason.
     unread: (folder, reason) of each folder that could not be listed.
     missing_extras: the number of images that failed because an optional dependency is missing, by reason.

@@ -200,7 +200,8 @@ def _compare(
 ) -> Plan:
     """Lists a source, and returns its differences from the index; adds the counts to `summary`.
 
-    emptied: True if the source was emptied on purpose, so that it may have no images.
+    emptied: True if the user has removed all images of the source on purpose. Otherwise, a source that has items in the
+    index but no images is an error, because its disk may be unmounted.
     """
     plan = Plan(place, source)
     if source.kind in {"manifest", "parquet"}:  # links in the user's own folders are trusted

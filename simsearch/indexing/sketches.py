@@ -64,8 +64,8 @@ def update(index: Index, learn: bool = True) -> None:
 def _updated(index: Index, learn: bool) -> tuple[SketchFacts | None, SketchFacts | None]:
     """Updates the files of the sketch for the committed rows, but not `meta.json`.
 
-    Returns the facts to record about the sketch, and the facts that `meta.json` has recorded; None if there is no
-    sketch. If the sketch has not changed or cannot be written, both are equal.
+    Returns two results: the facts to record about the sketch, and the facts that `meta.json` has recorded. Each is None
+    if there is no such sketch. They are equal if the sketch has not changed or cannot be written.
     learn: as for `update`.
     """
     with index.reading() as reader:
@@ -81,7 +81,7 @@ def _updated(index: Index, learn: bool) -> tuple[SketchFacts | None, SketchFacts
 def delete_unused(index: Index) -> None:
     """Deletes sketches and other search structures in `derived/` that `meta.json` does not name.
 
-    Readers that still use these files have loaded them into memory.
+    This does not disturb open readers, because they have loaded the files that they use into memory.
     """
     parameters = index.meta.search["parameters"]
     used = {derived.WORK_FOLDER, derived.MAP_FOLDER, parameters.get("folder") if isinstance(parameters, dict) else None}

@@ -67,7 +67,10 @@ def sync(index: Index, model: IndexModel, found: Sequence[Source], options: Buil
 
 
 def remove(index: Index, items: Sequence[Item]) -> int:
-    """Removes items from the index and returns their number. Raises IndexLockedError and IndexReplacedError."""
+    """Removes items from the index and returns their number.
+
+    Raises IndexLockedError if another process is writing, and IndexReplacedError if the index was replaced at its path.
+    """
     with index.writing():
         remove_while_writing(index, items)
     return len(items)
@@ -85,7 +88,7 @@ def put_back(index: Index, items: Sequence[Item], compactions: int) -> int:
     Items whose source is no longer recorded are not added.
     compactions: the number of compactions of the index when the items were removed. If the index was compacted after
     that, the features are gone, and nothing is added.
-    Raises IndexLockedError and IndexReplacedError.
+    Raises IndexLockedError if another process is writing, and IndexReplacedError if the index was replaced at its path.
     """
     with index.writing(patience=5):
         with index.reading() as reader:
@@ -284,7 +287,8 @@ class _SyncRun:
 def _of_gone_sources(index: Index, plans: Sequence[Plan]) -> dict[bytes, list[Item]]:
     """Returns the items of sources that no longer exist, by the SHA-256 digest of their files.
 
-    If an image with the same content is found in another source, it counts as moved, not as new.
+    They are needed because an image with the same content that is found in another source counts as moved, not as new.
+    plans: the plans of this build. Sources that have a plan are left out, because they are compared anyway.
     """
     planned = {plan.place.row.id for plan in plans if plan.place.row is not None}
     items: dict[bytes, list[Item]] = {}

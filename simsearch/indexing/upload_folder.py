@@ -36,7 +36,10 @@ def manifest_path(index: Index) -> str:
 
 
 def open_folder(index: Index, create: bool = False) -> Folder:
-    """Opens the folder `uploads/` of an index. create: as for `Folder.child`. Raises UsageError."""
+    """Opens the folder `uploads/` of an index. Raises UsageError if it cannot be opened or created.
+
+    create: True to create the folder if it is missing; see `Folder.child`.
+    """
     try:
         return index.folder.child(FOLDER, create)
     except OSError as error:
@@ -64,8 +67,8 @@ def locked(folder: Folder, wait: bool = True) -> Iterator[None]:
 def settled(index: Index) -> Iterator[None]:
     """Removes an incomplete line of the manifest, and keeps services from changing the manifest during the block.
 
-    Errors are ignored. A build uses this while it holds the writer lock. An upload that is under way cannot get the
-    writer lock: it fails, and removes its line from the manifest before the build reads it.
+    A build uses this while it holds the writer lock. First, this waits for an upload that is under way. The upload
+    cannot get the writer lock, so it fails and removes its own line from the manifest. Errors are ignored.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(SimsearchError, OSError):
@@ -77,7 +80,7 @@ def settled(index: Index) -> Iterator[None]:
 
 
 def was_emptied(index: Index) -> bool:
-    """Returns True if all lines of the manifest were removed on purpose, so that a build may remove all its items."""
+    """Returns True if all lines of the manifest were removed on purpose, so that a build may remove their items."""
     with contextlib.suppress(SimsearchError, OSError):
         return open_folder(index).read(MANIFEST, len(_EMPTIED)) == _EMPTIED
     return False

@@ -106,7 +106,9 @@ def follow(
             say(f"{root} is on another machine and is not followed; `build` again reads what has changed there")
         remote = places.remote
         if remote and not (places.folders or places.files or places.gone):
-            raise UsageError("no source is on this machine, so there is nothing to follow", hint="run `build` again")
+            raise UsageError(
+                "no source is on this machine, so there is nothing to follow", hint="run `build` without --watch"
+            )
         for root in sorted(places.gone - gone):
             say(f"{root} is gone; its items stay until it is back")
         gone = places.gone
@@ -130,7 +132,10 @@ def check_available() -> Callable[..., Any]:
 def _reports(watch: Callable[..., Any], index: Index, places: _Places, stop: threading.Event) -> Any:
     """Yields True after changes in the folders, and False after each `TICK` milliseconds without changes.
 
-    Ends if a folder vanishes. Raises UsageError if the system cannot watch the folders.
+    Ends if a folder vanishes or `stop` is set. Changes of hidden files and of the index itself do not count.
+
+    watch: the function `watchfiles.watch`. places: the sources; only their folders are watched.
+    Raises UsageError if the system cannot watch the folders.
     """
     if not places.folders:
         while not stop.wait(TICK / 1000):

@@ -60,7 +60,8 @@ else:  # imported on first use: a search does not need these modules
 class WholeIndex:
     """The base class of `Engine`, with the methods that concern all items.
 
-    `Engine` sets the attributes. `snapshots` gives access to the searches of the open index.
+    `Engine` sets the attributes: the open index, the model that computed its features, and `snapshots`, the object that
+    returns the searches of the open index.
     """
 
     opened_index: OpenIndex
@@ -179,7 +180,10 @@ class WholeIndex:
         Raises UsageError for an invalid action, rule or distance.
         """
         if action not in journals.ACTIONS or (action == "move") != (into is not None):
-            raise UsageError(f"action is {action!r}, into is {into!r}", hint="move (with into), trash or hardlink")
+            raise UsageError(
+                f"the action {action!r} cannot be used with into={into!r}",
+                hint="use 'move' with a folder as into, or 'trash' or 'hardlink' without into",
+            )
         rule = keeping.KeepRule.parse(keep, against is not None)
         limit = self._limit(max_distance, progress)
         groups = self.duplicates(limit, keep=keep, against=against, exact=exact)
@@ -263,7 +267,7 @@ class WholeIndex:
             raise UsageError(f"form is {form!r}", hint="npy or parquet")
         if form == "npy":
             if drawn is not None:
-                raise UsageError("a map is for parquet, not for npy", hint='form="parquet"')
+                raise UsageError("a map can be exported with parquet only, not with npy", hint='form="parquet"')
             return exports.export_npy(self.opened_index, Path(folder), progress)
         columns = None if drawn is None else drawn.columns()
         return exports.export_parquet(self.opened_index, Path(folder), progress, columns)

@@ -132,7 +132,7 @@ def test_move_into_a_source_is_refused(engine: Engine, tmp_path: Path) -> None:
 
 def test_wrong_arguments(engine: Engine, tmp_path: Path) -> None:
     for action, into in [("delete", None), ("move", None), ("trash", tmp_path)]:
-        with pytest.raises(UsageError, match="action is"):
+        with pytest.raises(UsageError, match="cannot be used with into="):
             engine.clean_up(action, into=into)  # type: ignore[arg-type]
     (tmp_path / "file").touch()
     for wrong, told in (("12", "not a number"), (-1, "not negative"), (float("nan"), "not negative")):
