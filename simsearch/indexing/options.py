@@ -43,7 +43,7 @@ class BuildOptions:
     labels: "folder" uses the names of the images' folders as labels, but not for images at the top of a source; "none"
     uses no labels; "auto" uses the rule that the index has recorded for the source, or "folder" for a new source.
     prune: remove items whose image is gone.
-    keep_gone: set by `watch`, to compare only sources that exist on this machine. The items of a source that is gone
+    keep_gone: set by `--watch`, to compare only sources that exist on this machine. The items of a source that is gone
     stay, even with `prune`, because its disk may be unmounted.
     dry_run: only count the differences.
     allow_outside: also index files that a .csv, .jsonl or .parquet file lists but that lie outside its folder. If a

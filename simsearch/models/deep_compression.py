@@ -68,7 +68,10 @@ def decompress_tensor(encoded: CompressedTensor) -> NDArray[np.float32]:
     """Returns the dense float32 tensor. Raises WeightsError if the arrays are damaged or do not fit the shape."""
     size = math.prod(encoded.shape)
     if not 0 <= encoded.stored <= size <= LARGEST_TENSOR:
-        raise WeightsError(f"a compressed tensor declares {encoded.stored} weights for shape {encoded.shape}")
+        raise WeightsError(
+            f"a compressed tensor declares {encoded.stored:,} stored weights for the {size:,} places of its shape "
+            f"{encoded.shape}; at most {LARGEST_TENSOR:,} places are permitted"
+        )
     flat = np.zeros(size, np.float32)
     gaps, indices = (_unpack(stream, encoded.stored) for stream in (encoded.gaps, encoded.indices))
     if encoded.stored:
@@ -84,7 +87,8 @@ def k_means(values: NDArray[np.float32], k: int, rounds: int = 30) -> NDArray[np
 
     The initial centres are evenly spaced from the smallest value to the largest, so that some of them lie among the few
     large weights, which matter most (Han et al., section 3.2). If there are no more than k distinct values, as after
-    training with shared weights, these values are the centres, and the largest is repeated.
+    training with shared weights, these values are the centres. The largest is then repeated, so that k are
+    returned.
     """
     ordered = np.sort(values.astype(np.float64))
     if not len(ordered):

@@ -113,8 +113,9 @@ def unit(x: NDArray[np.float32]) -> NDArray[np.float32]:
 def r_mac(maps: NDArray[np.float32]) -> NDArray[np.float32]:
     """Pools maps (B, C, H, H) into vectors (B, C) by R-MAC.
 
-    1, 4 and 9 overlapping squares cover the maps. The maxima in a square make a vector (B, C), which is scaled to
-    length 1. The result is the sum of these 14 vectors.
+    The maps are covered three times: by one square, by 2 x 2 squares, and by 3 x 3 squares, which overlap. For each of
+    these 14 squares, the maxima of the maps in it make a vector (B, C), which is scaled to length 1. The result is the
+    sum of the 14 vectors.
     """
     side, total = maps.shape[2], np.zeros(maps.shape[:2], np.float32)
     for scale in (1, 2, 3):
@@ -182,7 +183,8 @@ class DescriptorModel:
     def dimension(self) -> int:
         """The number of values of a vector: d, or D without principal components.
 
-        Unless it is known from the model, it is found by computing one blank image.
+        If neither the components nor the wrapped model's `dimension` determine it, it is found by computing one blank
+        image.
         """
         if self.projection is not None:
             return int(self.projection.axes.shape[1])

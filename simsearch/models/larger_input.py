@@ -1,9 +1,9 @@
 """Weights of AlexNet for a larger input than they were trained at.
 
-Touvron et al.: "Fixing the train-test resolution discrepancy", NeurIPS 2019: a network recognises more at a larger
-input than at the one of its training. Convolutions take any input. The first hidden layer has a weight for each
-position of the convolutions' last maps, so its weights are interpolated when a weights file is read. The file stores
-them as they were trained, which takes less space.
+A network recognises more images correctly if its input is larger than in its training (Touvron et al.: "Fixing the
+train-test resolution discrepancy", NeurIPS 2019). Convolutions take an input of any size. But the first hidden layer
+has a weight for each position of the convolutions' last maps, and a larger input has larger maps. So its weights are
+interpolated when a weights file is read. The file stores the weights as they were trained, because these are fewer.
 """
 
 from __future__ import annotations
@@ -55,5 +55,8 @@ def enlarge(
     config = AlexNetConfig(**arguments)
     weight = tensors[FIRST_HIDDEN]
     if weight.ndim != 2 or len(weight) * config.flat > most:
-        raise ValueError(f"an input of {config.image_size} pixels is too large for its size")
+        raise ValueError(
+            f"the first hidden layer is not a matrix, or would have too many weights for the size of this file if the "
+            f"input had {config.image_size} pixels a side"
+        )
     tensors[FIRST_HIDDEN] = enlarged(weight, config.channels[4], config.flat)

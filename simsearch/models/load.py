@@ -44,8 +44,10 @@ def load_model(
 
     name: a built-in model, `torchvision/<name>`, or the path of a .safetensors or .onnx file.
     device: "auto", "cpu", "cuda" or "cuda:N"; "auto" takes a GPU if there is one, unless few images are expected.
-    images: the expected number of images, if known; up to 32 (`FEW`), the model starts faster but computes more slowly.
-    threads: True if several threads will compute at once; on the CPU, each thread then uses only a part of the cores.
+    images: the expected number of images, if known. Up to 32 (`FEW`) count as few; the model then starts faster, but
+    computes more slowly.
+    threads: True if several threads will compute at once; on the CPU, each thread then uses only a part of the cores,
+    unless few images are expected.
     precision: "float32", "int8" (only on the CPU, and if the weights allow it), or "auto". On the CPU, "auto" is
     int8 if that is accurate and fast, otherwise float32 (see `precision.choose_precision`). A network of torchvision or
     of an .onnx file always computes in its own precision.

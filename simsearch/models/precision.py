@@ -31,15 +31,15 @@ def can_quantize(weights: WeightsFile) -> bool:
 def choose_precision(weights: WeightsFile) -> str:
     """Returns the precision for a new index on the CPU: "float32" or "int8".
 
-    If the variable $SIMSEARCH_PRECISION is set to one of these, it decides. Otherwise the precision is int8 if int8 is
-    accurate and fast, else float32. Int8 is accurate if its agreement with float32 is at least `ENOUGH`; it is fast if
-    the processor has VNNI. Raises UsageError if the variable has an unknown value.
+    If the variable $SIMSEARCH_PRECISION is "float32" or "int8", its value is returned. If it is "auto" or not set, int8
+    is chosen if it is accurate and fast, else float32. Int8 is accurate if its agreement with float32 is at least
+    `ENOUGH`; it is fast if the processor has VNNI. Raises UsageError if the variable has any other value.
     """
     requested = os.environ.get("SIMSEARCH_PRECISION") or "auto"
     if requested in PRECISIONS:
         return requested
     if requested != "auto":
-        raise UsageError(f"SIMSEARCH_PRECISION is {requested!r}", hint=f"auto, {' or '.join(PRECISIONS)}")
+        raise UsageError(f"SIMSEARCH_PRECISION is {requested!r}", hint=f"set it to auto, {' or '.join(PRECISIONS)}")
     accurate = can_quantize(weights) and weights.card.agreement >= ENOUGH
     return "int8" if accurate and has_vnni() else "float32"
 

@@ -125,9 +125,10 @@ def precision_of(engine: str) -> str:
 
 
 def sha256_before_ranges(name: str) -> str | None:
-    """Returns the SHA-256 that a model's weights file had before the ranges for int8 were added to it.
+    """Returns the SHA-256 of a model's weights file without the ranges for int8.
 
-    Returns None if no weights file is found by this name.
+    This is the SHA-256 before the ranges were added, or the present one if the file has no ranges.
+    Returns None if no weights file is found by this name, or if the file cannot be used.
     """
     try:
         return sha256_without_ranges(find_weights(current_name(name)).path)

@@ -121,8 +121,8 @@ def test_several_inputs_and_outputs(tmp_path, pixels):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ("[", "not a JSON object"),
-        ("[" * 100_000, "not a JSON object"),
+        ("[", "must be a short JSON object"),
+        ("[" * 100_000, "must be a short JSON object"),
         ("[]", "not an object"),
         ('{"gamma": 2}', "unknown key 'gamma'"),
         ('{"crop": 0}', "crop is 0, not a whole number from 1 to 2048"),

@@ -124,7 +124,10 @@ def _random_layer(visible: int, hidden: int) -> Layer:
 
 
 def _batches(count: int, size: int) -> Iterator[Tensor]:
-    """Yields the row numbers below `count` in random batches of `size`, without a last batch less than half full."""
+    """Yields the row numbers from 0 to `count` - 1 in random order, in batches of `size`.
+
+    A last batch of less than half this size is left out, unless it is the only batch.
+    """
     order = torch.randperm(count)
     for start in range(0, count, size):
         part = order[start : start + size]
@@ -133,10 +136,10 @@ def _batches(count: int, size: int) -> Iterator[Tensor]:
 
 
 def _scale_layers(x: Tensor, layers: Sequence[Layer]) -> list[Layer]:
-    """Scales random layers so that the weighted sum of each unit has mean 0 and standard deviation 1 over x (n, D).
+    """Adjusts random layers so that the weighted sum of each unit has mean 0 and standard deviation 1 over x (n, D).
 
-    This is the method of Mishkin & Matas (ICLR 2016). Without it most bits would be constant, since activations are
-    positive.
+    The weights are scaled, as by Mishkin & Matas (ICLR 2016), and the biases are shifted. Otherwise most bits would be
+    the same for all images: activations are positive, so a unit's sum would have the same sign for most images.
     """
     scaled = []
     for weight, up, down in layers:

@@ -34,8 +34,8 @@ def local_response_norm(x: Tensor, n: int = 5, k: float = 2.0, alpha: float = 1e
 
     This is the formula of section 3.3. In `torch.nn.LocalResponseNorm`, alpha multiplies the mean instead of the sum.
     x: (B, C, H, W) floating point; the result has the same shape and dtype.
-    The squares are summed over shifted slices of the channels; PyTorch uses three-dimensional average pooling instead.
-    For beta = 3/4, the power is computed by two square roots.
+    The sum s is computed by adding shifted slices of the squared channels. The power is computed by two square roots if
+    beta is 3/4.
     """
     if x.dtype == torch.float16:  # squares would soon overflow
         return local_response_norm(x.float(), n, k, alpha, beta).half()

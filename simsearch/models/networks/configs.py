@@ -119,10 +119,10 @@ def check_config(config: Config, weights: int) -> None:
     dimension = config.dimension
     inputs = config.flat + dimension if isinstance(config, AlexNetConfig) else 0
     if isinstance(config, AlexNetConfig) and (min(config.channels) < 1 or config.map_side < 3 or config.groups < 1):
-        raise ValueError("the network's layers have no outputs")
+        raise ValueError("image_size, channels or groups is too small: a layer would have no outputs")
     if isinstance(config, ConvNet4Config) and (min(config.channels) < 1 or min(config.sides) < 1):
-        raise ValueError("the network's layers have no outputs")
+        raise ValueError("image_size or channels is too small: a layer would have no outputs")
     if dimension < 1 or config.num_classes < 1 or not 1 <= config.image_size <= LARGEST_IMAGE:
-        raise ValueError("the network has no inputs or no outputs")
+        raise ValueError(f"image_size is not from 1 to {LARGEST_IMAGE:,}, or the network has no features or no classes")
     if dimension * (inputs + config.num_classes) > weights:
         raise ValueError(f"the network would have far more weights than the file: {dimension:,} features")

@@ -107,7 +107,11 @@ class GraphModel:
         return rows
 
     def _run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Computes one batch. If the graph takes a fixed number of images, a smaller batch is filled up."""
+        """Computes one batch.
+
+        If the graph takes a fixed number of images, a smaller batch is filled up with copies of its last image. Their
+        features are not returned.
+        """
         count = len(pixels)
         if self.taken.batch:
             pixels = np.concatenate([pixels, pixels[-1:].repeat(self.taken.batch - count, 0)])

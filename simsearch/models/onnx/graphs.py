@@ -87,7 +87,8 @@ class Graph:
     def weight(self, name: str, kind: type = np.float32) -> str:
         """Adds a reference to a tensor in the file of weights, and returns the tensor's name.
 
-        kind: the NumPy type of the tensor. ONNX Runtime maps the tensor into memory.
+        kind: the NumPy type of the tensor.
+        The graph does not contain the tensor, because ONNX Runtime can then map it from the file into memory.
         """
         shape, first, size = self.tensors[name]
         entries = {"location": self.weights_file, "offset": str(first), "length": str(size)}

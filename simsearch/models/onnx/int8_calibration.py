@@ -75,11 +75,16 @@ def calibrate(
     Returns the agreement.
     file: the path of the weights file. sources: images like those that the model was trained on.
     progress: called with the number of images done and the number of all images.
-    The tensors do not change. The file's SHA-256 changes, but existing indexes still accept the file. Raises UsageError
-    if the file cannot be calibrated or has ranges already, or if there are fewer than `MIN_IMAGES` images.
+    The tensors do not change. The file's SHA-256 changes, but existing indexes still accept the file, because its
+    SHA-256 without the ranges is compared, too.
+    Raises UsageError if the file cannot be calibrated or has ranges already, or if there are fewer than `MIN_IMAGES`
+    images.
     """
     if file in registry.BUILTIN:
-        raise UsageError(f"{file} is a built-in model, which comes with its ranges", hint="-m FILE.safetensors")
+        raise UsageError(
+            f"{file} is a built-in model and comes with its ranges",
+            hint="only a weights file of your own can be calibrated: -m FILE.safetensors",
+        )
     found = registry.find_weights(file)
     if found.card.architecture != "alexnet":
         raise UsageError(f"{file} is of architecture {found.card.architecture}; only alexnet can run in int8")

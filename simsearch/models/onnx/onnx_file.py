@@ -3,8 +3,9 @@
 All keys are optional; the values shown are the defaults, except for the names:
 
     {
-      "size": 256,                      // shorter side of the scaled image, in pixels; 8/7 of the crop
-      "crop": 224,                      // side of the central square; by default the input's side, or 224
+      "size": 256,                      // shorter side of the scaled image, in pixels; by default 8/7 of the crop
+      "crop": 224,                      // side of the central square; by default the side that the input has, or 224
+                                        // if the input can have any side
       "mean": [0.485, 0.456, 0.406],    // subtracted from each channel (ImageNet's)
       "std": [0.229, 0.224, 0.225],     // divisor of each channel after that (ImageNet's)
       "scale": 255,                     // divisor of the pixels, 0 to 255, before mean and std
@@ -104,8 +105,8 @@ def read_settings(path: Path) -> Settings:
             text = file.read(_LARGEST_SETTINGS + 1)
     except FileNotFoundError as error:
         raise UsageError(
-            f"{path} is missing, which says how images are prepared for the network",
-            hint=f"echo '{{}}' > {path.name} takes ImageNet's usual preprocessing; see docs/models.md",
+            f"{path} is missing; this file describes how images are prepared for the network",
+            hint=f"for ImageNet's usual preprocessing, run: echo '{{}}' > {path.name}; see docs/models.md",
         ) from error
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
@@ -116,7 +117,7 @@ def read_settings(path: Path) -> Settings:
         if not isinstance(values, dict):
             raise ValueError("it is not an object")
     except ValueError as error:
-        raise WeightsError(f"{path} is not a JSON object: {error}") from error
+        raise WeightsError(f"{path} must be a short JSON object: {error}") from error
     known = Settings.__dataclass_fields__
     for key, value in values.items():
         if key not in known:

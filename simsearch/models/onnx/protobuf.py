@@ -78,7 +78,7 @@ def read_fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         elif kind in {1, 5}:
             size = 8 if kind == 1 else 4
         else:
-            raise ValueError(f"a field has wire type {kind}")
+            raise ValueError(f"a field has wire type {kind}, which ONNX files do not use")
         if size > len(message) - place:
             raise ValueError("a field is cut short")
         yield key >> 3, message[place : place + size]

@@ -1,8 +1,8 @@
 """Checks an ONNX file that may come from a stranger, before ONNX Runtime opens it.
 
-ONNX Runtime runs only operators of its own, but a graph may refer to other files for its tensors, and may contain loops
-and functions that cost far more than the file's size suggests. Graphs of networks need none of these. The numbers of
-fields below are those in onnx.proto.
+ONNX Runtime runs only operators of its own, so a graph cannot bring code. But it may read its tensors from other files of
+this machine, and may have loops and functions that cost far more than the file's size suggests. Graphs with any of
+these are refused, because networks do not need them. The numbers of fields below are those in onnx.proto.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _EXTERNAL, _LOCATION = 13, 14  # TensorProto
 
 
 def check_graph(name: str, data: bytes) -> None:
-    """Raises WeightsError if a file is not ONNX, refers to other files, or has subgraphs or unknown operators."""
+    """Raises WeightsError if a file is not ONNX or its graph is refused.
+
+    A graph is refused if it refers to other files, or has subgraphs, functions, a training or unknown operators.
+    """
     try:
         found = dict.fromkeys(_problems(memoryview(data)))
     except ValueError as error:
@@ -90,7 +93,7 @@ def _problems_of_tensor(tensor: memoryview) -> Iterator[str]:
 
 def _message(value: int | memoryview) -> memoryview:
     if isinstance(value, int):
-        raise ValueError("a number stands in place of a message")
+        raise ValueError("a field is a number, but should be a text or a message")
     return value
 
 
