@@ -70,7 +70,8 @@ def plan_sources(index: Index, found: Sequence[base.Source], options: BuildOptio
     """Compares sources with the index; returns the differences of each source, and adds the counts to `summary`.
 
     found: the sources; if empty, all sources that the index has recorded.
-    Raises UsageError if a source is empty but the index has items from it (for example, an unmounted disk).
+    Raises UsageError if a source is empty but the index has items from it (for example, an unmounted disk), unless
+    `options.prune` is False.
     """
     with index.reading() as reader:
         known = [(row, index.root_of(row)) for row in reader.sources()]

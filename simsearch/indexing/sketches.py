@@ -1,8 +1,8 @@
 """Updates the sketch, the short codes that speed up exact searches, and records it in `meta.json`.
 
 `simsearch.search.sketch` explains sketches. The caller holds the writer lock, and calls this module after the commits
-of a build and of other changes. If the process is killed, nothing is lost: the name of a sketch and its number of rows
-are recorded only after its files are on disk.
+of a build and of other changes. If the process is killed, the previous sketch stays in use, because the name of a
+sketch and its number of rows are recorded only after its files are on disk.
 """
 
 from __future__ import annotations

@@ -45,8 +45,9 @@ def sync(index: Index, model: IndexModel, found: Sequence[Source], options: Buil
 
     model: computes the features of new images.
     found: the sources; if empty, all sources that the index has recorded.
-    Raises UsageError if a source is empty but the index has items from it (for example, an unmounted disk),
-    IndexLockedError if another process is writing, and IndexReplacedError if the index was replaced at its path.
+    Raises UsageError if a source is empty but the index has items from it (for example, an unmounted disk), unless
+    `options.prune` is False.
+    Raises IndexLockedError if another process is writing, and IndexReplacedError if the index was replaced at its path.
     """
     start = time.monotonic()
     summary = Summary()

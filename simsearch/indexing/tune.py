@@ -2,9 +2,9 @@
 
 The candidates are search structures of several kinds, and exact search. Some items are held out as queries, so that no
 structure contains the queries that measure it. Half of the queries choose the settings; the other half measure the
-recall that is recorded. The chosen structure contains the held-out items as well, and replaces the previous structure
-in one step; until then, the index does not change. See `simsearch.search.tuning`, and for binary codes
-`simsearch.indexing.tune_codes`.
+recall that is recorded. After the measurement, the held-out items are added to the chosen structure. It replaces the
+previous structure in one step; until then, the index does not change. See `simsearch.search.tuning`, and for binary
+codes `simsearch.indexing.tune_codes`.
 """
 
 from __future__ import annotations

@@ -75,8 +75,8 @@ def follow(
 
     update: compares the sources with the index and applies the differences, with `BuildOptions.keep_gone`.
     say: called with the summary of each update that changed anything, and with a sentence for each new problem.
-    Raises MissingExtraError, UsageError if there is nothing to follow or the system cannot watch the folders, and
-    IndexReplacedError.
+    Raises MissingExtraError without watchfiles, UsageError if there is nothing to follow or the system cannot watch the
+    folders, and IndexReplacedError if the index was replaced at its path.
     """
     watch = check_available()
     problem = ""

@@ -146,7 +146,8 @@ class WholeIndex:
         against: another open index of the same model; only groups with items of both indexes are returned.
         ignored: True to include groups that the user has marked as no duplicates.
         exact: True to compare all pairs of a large index too.
-        Raises UsageError for an invalid distance or rule, ModelMismatchError.
+        Raises UsageError for an invalid distance or rule, and ModelMismatchError if the features of `against` cannot be
+        compared with those of this index.
         """
         rule = None if keep is None else keeping.KeepRule.parse(keep, against is not None)
         limit = self._limit(max_distance, progress)
@@ -217,7 +218,8 @@ class WholeIndex:
         names: the origin of the clusters' names; see `cluster_names.name_clusters`.
         seed: the same index and seed give the same map.
         progress: called during the search for neighbours, then during the layout.
-        Raises UsageError for fewer items than `map.LEAST`, MissingExtraError.
+        Raises UsageError for fewer items than `map.LEAST` or for `clusters` below 1, and MissingExtraError without
+        openTSNE.
         """
         near = maps.read_neighbours(self.snapshots, seed=seed, progress=progress)
         drawn = maps.draw_map(near, clusters, seed, progress)

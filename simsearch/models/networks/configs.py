@@ -115,7 +115,7 @@ def check_config(config: Config, weights: int) -> None:
             if isinstance(default, tuple) and type(part) is not int:
                 raise TypeError(f"{field.name} has an impossible value: {str(value)[:60]}")
             if not isinstance(part, str) and not 0 <= part <= LARGEST:
-                raise ValueError(f"{field.name} has an impossible value: {part}")
+                raise ValueError(f"{field.name} has the value {part}, but must be from 0 to {LARGEST:,}")
     dimension = config.dimension
     inputs = config.flat + dimension if isinstance(config, AlexNetConfig) else 0
     if isinstance(config, AlexNetConfig) and (min(config.channels) < 1 or config.map_side < 3 or config.groups < 1):

@@ -33,7 +33,7 @@ class Squash(nn.Module):
 
 
 class Subsampling(nn.Module):
-    """Adds up the four values of each 2 x 2 square, then applies the map's trainable factor and bias (layers S2, S4)."""
+    """Layers S2 and S4: adds up the values in each 2 x 2 square, then applies a trainable factor and bias per map."""
 
     def __init__(self, maps: int) -> None:
         super().__init__()

@@ -106,7 +106,7 @@ def read_settings(path: Path) -> Settings:
     except FileNotFoundError as error:
         raise UsageError(
             f"{path} is missing; this file describes how images are prepared for the network",
-            hint=f"for ImageNet's usual preprocessing, run: echo '{{}}' > {path.name}; see docs/models.md",
+            hint=f"`echo '{{}}' > {path.name}` chooses ImageNet's usual preprocessing; see docs/models.md",
         ) from error
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error

@@ -1,8 +1,8 @@
 """Checks an ONNX file that may come from a stranger, before ONNX Runtime opens it.
 
-ONNX Runtime runs only operators of its own, so a graph cannot bring code. But it may read its tensors from other files of
-this machine, and may have loops and functions that cost far more than the file's size suggests. Graphs with any of
-these are refused, because networks do not need them. The numbers of fields below are those in onnx.proto.
+ONNX Runtime runs only operators of its own, so a graph cannot bring code. But it may read its tensors from other files,
+and may have loops and functions that cost far more than the file's size suggests. Graphs with any of these are refused,
+because networks do not need them. The numbers of fields below are those in onnx.proto.
 """
 
 from __future__ import annotations
