@@ -163,7 +163,7 @@ def test_missing_files(file, tmp_path):
         (("b", 3, 16, 20), "images are square"),
         (("b", 3), "not float32"),
         ((5000, 3, 16, 16), "at most 1,024"),
-        (("b", 3, 4096, 4096), "at most 2048"),
+        (("b", 3, 4096, 4096), "the largest permitted is 2048"),
     ],
 )
 def test_inputs_that_are_no_images(tmp_path, shape, said):
