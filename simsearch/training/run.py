@@ -169,7 +169,6 @@ def gather(
 ) -> tuple[TrainingSet, TrainingSet | None, Preprocessing]:
     """Lists and decodes the images of a job; returns training set, validation set (or None) and preprocessing.
 
-    start: the weights file to start from, which determines the preprocessing; None for random weights.
     Raises UsageError if all training images have the same label, or if the validation images have only other labels.
     """
     recipe = start.card.recipe if start else recipe_for(job.architecture, job.config.image_size)
@@ -218,8 +217,7 @@ def recipe_for(architecture: str, image_size: int) -> Preprocessing:
 def colour_of(architecture: str, data: TrainingSet, start: registry.WeightsFile | None = None) -> ColourStats:
     """Returns the statistics that normalise the input.
 
-    LeNet-5 has fixed ones. Other networks use those of the training images. If the training starts from a weights file,
-    `start`, mean and std are taken from this file instead.
+    LeNet-5 has fixed ones. Others use those of the training images, but mean and std from the file `start`, if given.
     """
     if architecture == "lenet5":
         return ColourStats.fixed(*LENET5_INPUT)
