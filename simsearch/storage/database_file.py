@@ -79,14 +79,15 @@ class DatabaseFile:
     def connect(self, mode: str = "rw", first: bool = False) -> protection.Connection | None:
         """Connects to the file; returns None if the file was deleted. Raises sqlite3.Error and IndexDamagedError.
 
-        SQLite opens a database by its path. It resolves all links in the path, even `/proc/self/fd/N`, and looks for
-        the write-ahead log beside the resulting path. The current path of the folder is therefore determined before
-        opening, and again once all files are open. If the folder has moved in between, the connection is closed, and
-        another attempt is made.
+        SQLite opens the database by its path, and then the write-ahead log beside it. If the folder is renamed in
+        between, SQLite may open the log of another database. The folder's current path is therefore determined before
+        SQLite opens the files, and again afterwards. If it has changed, the connection is closed, and another attempt
+        is made. The path `/proc/self/fd/N` would not help, because SQLite resolves all links in a path first.
 
-        mode: "rw", or "ro" for read-only. If the last connection is "rw", SQLite applies the log at the path when the
-        connection is closed. By then, this log may belong to another database. With "ro", SQLite never does that.
-        first: True if this process has no other connection to the file.
+        mode: "rw" to read and write, or "ro" to read only. When the last connection to a database is closed and is
+        "rw", SQLite applies the log at the database's path. If the folder was renamed or replaced before, this may be
+        the log of another database. A connection with "ro" never does this.
+        first: True if this process has no other connection to the file. Only then is its -shm file checked.
         """
         failure: sqlite3.Error | None = None
         connection: protection.Connection | None
@@ -140,10 +141,12 @@ class DatabaseFile:
         return connection
 
     def _check_neighbours(self, first: bool) -> None:
-        """Raises IndexDamagedError if a -wal, -shm or -journal file beside the database is not as SQLite writes it.
+        """Raises IndexDamagedError if a -wal, -shm or -journal file beside the database cannot be SQLite's own.
 
         Such a file could make SQLite wait forever, or use files elsewhere. A -journal file is never permitted: an index
         is in write-ahead-log mode and needs none, and a journal may name a file that SQLite then deletes.
+        first: True if this process has no other connection to the database. If it has one, the -shm file is not checked
+        again, because closing the file would release SQLite's locks.
         """
         for suffix, beginnings in _NEIGHBOURS.items():
             if suffix == "-shm" and not first:
@@ -162,10 +165,12 @@ class DatabaseFile:
                 raise IndexDamagedError(f"{path} is no part of an index")
 
     def _connect_without_log(self, path: Path, error: sqlite3.Error) -> protection.Connection:
-        """Connects to a database whose -wal and -shm files SQLite cannot create, on a full or write-protected disk.
+        """Connects read-only if SQLite cannot create -wal and -shm files on a full or write-protected disk.
 
-        If the log is not empty, the connection reads a temporary copy of the database and its log.
-        error: the error of the ordinary attempt to connect, which is raised if this attempt fails, too.
+        If the -wal file, which is the log, is missing or empty, the connection reads the database file alone.
+        Otherwise it reads a temporary copy of the database and its log.
+        path: the current path of the database.
+        error: the error of `connect`'s own attempt. It is raised if this function cannot connect either.
         """
         try:
             size = self._folder.stat(self.path.name + "-wal").st_size
@@ -244,9 +249,10 @@ class DatabaseFile:
 
 
 def _cut_short(beginning: bytes, whole: bytes) -> bool:
-    """Returns True if a file has only the first 1 to 3 bytes of `whole`.
+    """Returns True if a file has only the first 1 to 3 bytes of `whole`, the 4 bytes that SQLite begins the file with.
 
-    A process that was killed may leave such a file, and SQLite overwrites it.
+    A process that was killed may leave such a file. It does no harm, because SQLite overwrites it.
+    beginning: the first 4 bytes of the file, or all bytes of a shorter file.
     """
     return 0 < len(beginning) < 4 and whole.startswith(beginning)
 

@@ -139,7 +139,8 @@ def _map_columns(pyarrow: Any, drawn: MapColumns, ids: NDArray[np.int64]) -> lis
     """Returns (name, values) of each column that describes a map, with a value for each item of the exported file.
 
     ids: (N,) ids of the items in the file, ascending. Items that were added after the map was made have null values.
-    Raises UsageError if an item of the map was removed, since it may be a neighbour of another item.
+    Raises UsageError if an item of the map was removed: it may be a neighbour of other items, but has no row in the
+    file that they could refer to.
     """
     row = np.searchsorted(ids, drawn.ids)
     if len(ids) == 0 or not np.array_equal(ids[np.minimum(row, len(ids) - 1)], drawn.ids):

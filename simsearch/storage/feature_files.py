@@ -80,7 +80,7 @@ class FeatureFiles:
         self._open_rows = 0
 
     def after(self, compactions: int) -> FeatureFiles:
-        """Returns the feature files that the same index has after `compactions` compactions."""
+        """Returns the feature files that the same index has after `compactions` compactions in all."""
         return FeatureFiles(self.folder, self.dimension, self.rows_per_shard, compactions)
 
     def name(self, shard: int) -> str:
@@ -94,11 +94,12 @@ class FeatureFiles:
     def keep_open(self, rows: int) -> bool:
         """Opens the files of the first `rows` rows, so that they stay readable after `compact` has deleted them.
 
-        Returns True if all files are open now, and False if a file cannot be opened. There is one exception: if the
-        limit of open files is reached, returns True, but keeps none of the new files open.
+        Returns True if all these files are open now. Also returns True if the process reaches its limit of open files:
+        then this call keeps no further file open, and `open` opens each file by its name when it is read. Returns False
+        if a file cannot be opened for another reason, for example because a compaction has already deleted it.
         Raises IndexDamagedError if the rows take more than 1 GiB and a file has holes, which are parts that were never
-        written. simsearch writes no files with holes. A search would read the holes as zeros, which would take far
-        longer than the files' size on disk suggests.
+        written. simsearch never writes files with holes, and a search in such a file would take far longer than the
+        file's size on disk suggests, because holes are read as zeros.
         """
         if rows <= self._open_rows:
             return True

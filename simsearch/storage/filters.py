@@ -144,7 +144,10 @@ ORDERED = "simsearch_ordered"
 
 
 def _ordered(value: Any) -> float | int | None:
-    """Returns a number unchanged, and a decimal text such as "1.50" as a number; None for any other value."""
+    """Returns an item's value as the number that `<` and `>` compare; None if the value is not a number.
+
+    A decimal text such as "1.50" counts as a number. Items whose value is None here do not meet the condition.
+    """
     if isinstance(value, str):
         return float(value) if _DECIMAL.fullmatch(value) else None
     return value if isinstance(value, int | float) else None
@@ -174,9 +177,11 @@ def value_counts(connection: sqlite3.Connection, field: str, limit: int) -> dict
 
 
 def select(connection: sqlite3.Connection, column: str, wanted: Sequence[Condition]) -> sqlite3.Cursor:
-    """Returns a cursor over the items that meet all conditions. column: the SQL of the column to select.
+    """Selects the items that meet all conditions; returns a cursor over their values in one column.
 
-    Raises UsageError and sqlite3.OperationalError for conditions that cannot be used.
+    column: the SQL of the column. wanted: the conditions.
+    Raises UsageError if a condition compares one of `NUMBERS` with a value that is not a number, and
+    sqlite3.OperationalError if SQLite cannot run the statement, for example because a glob is too long.
     """
     parts, parameters = [], []
     for condition in wanted:
@@ -194,9 +199,9 @@ def check_fields(connection: sqlite3.Connection, wanted: Iterable[Condition], fo
 
     There are two such mistakes: a field that no item's metadata has, and a text after <, >, <= or >= although all
     values of the field in the metadata are numbers.
-    If items were found, only conditions with "!=" are checked: items without the field meet such a condition, so items
-    are found even if the field's name is misspelt. If no item was found, conditions with any operator are checked.
-    found: the number of items that meet all conditions.
+    If no item was found, all conditions are checked. If items were found, only the conditions with "!=" are checked,
+    because all items meet such a condition if the field's name is misspelt: they do not have this field.
+    wanted: the conditions. found: the number of items that meet all conditions.
     """
     for condition in wanted:
         if condition.key is None or (found and condition.operator != "!="):
@@ -283,7 +288,11 @@ def as_number(value: Any) -> float | int | None:
 
 
 def _bound(value: Any) -> float | int | None:
-    """Converts the value of a condition with `<` or `>` to a number; returns None if it is not a number."""
+    """Converts the value of a condition with `<` or `>` to a number; returns None if it is not a number.
+
+    Converts everything that `as_number` converts, and also decimal texts such as "1.50" and integers too large for
+    SQLite.
+    """
     found = as_number(value)
     if found is None and (isinstance(value, int) or (isinstance(value, str) and _DECIMAL.fullmatch(value))):
         try:

@@ -117,10 +117,11 @@ class Folder:
         return None
 
     def moves(self, path: Path) -> tuple[int, ...]:
-        """Returns numbers that change when the folder is renamed: if they are still the same later, it has not moved.
+        """Returns numbers that change when the folder is renamed; if they are still the same later, it has not moved.
 
-        path: the current path of the folder. The numbers also change when a link to the folder is renamed, and when a
-        file is created or deleted in the parent folder.
+        If they have changed, the folder may have moved or not: the numbers also change when a link to the folder is
+        renamed, and when a file is created or deleted in the parent folder.
+        path: the current path of the folder.
         """
         found: list[int] = []
         for each in dict.fromkeys((path.parent, self.place.parent)):
@@ -250,8 +251,8 @@ class Pinned:
     """A file that is kept open as long as this object exists, so that no other file gets its inode number.
 
     identity: the file's device and inode number.
-    The file is opened with O_PATH. If a process closes an ordinary descriptor of a file, it loses its locks on this
-    file, including those of SQLite. On systems without O_PATH, such as macOS, the file is not kept open.
+    The file is opened with O_PATH, because closing an ordinary descriptor would release all locks of this process on
+    the file, including those of SQLite. On systems without O_PATH, such as macOS, the file is not kept open.
     """
 
     def __init__(self, identity: tuple[int, int], descriptor: int | None) -> None:

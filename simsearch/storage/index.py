@@ -50,7 +50,7 @@ class Index:
         if is_address(path):
             raise UsageError(
                 f"{os.fspath(path)} is not an index on disk",
-                hint="a Milvus collection can be searched; `simsearch push` writes it",
+                hint="give the folder of the index that `simsearch push` copied to this Milvus collection",
             )
         self.path, self.roots = Path(path), dict(roots or {})
         with contextlib.ExitStack() as opened:
@@ -192,8 +192,8 @@ class Index:
     def refresh(self) -> None:
         """Reads `meta.json` again, since another process may have updated it.
 
-        If `meta.json` belongs to another index by now, it is ignored. If it is missing or damaged, the error is raised
-        only if this index is still at its path.
+        If this index was removed, or replaced by another index, the values read before are kept. Raises an error if
+        this index is still at its path, but `meta.json` is missing or damaged.
         """
         try:
             meta = Meta.read(self.folder)
@@ -233,8 +233,8 @@ class Index:
 
         patience: seconds to wait for another writer.
         Raises IndexLockedError if another writer does not finish in time. Raises IndexReplacedError if this index is no
-        longer at its path: before the block, which then does not run, or after the block. In the second case, the block
-        has written to this index, and not to the index that is at the path now.
+        longer at its path. This is checked before and after the block. If the first check fails, the block does not
+        run. If only the second fails, the block has written to this index, and not to the index now at the path.
         """
         try:
             self.check_in_place()
@@ -283,7 +283,10 @@ def identity_at(path: str | os.PathLike[str]) -> Identity | None:
 
 
 def _size(folder: Path) -> int:
-    """Returns the total size in bytes of all files in a folder and its subfolders; files may come and go meanwhile."""
+    """Returns the total size in bytes of all files in a folder and its subfolders.
+
+    Other processes may create and delete files meanwhile; a file deleted before its turn is not counted.
+    """
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):

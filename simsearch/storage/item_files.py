@@ -37,8 +37,8 @@ def open_image(index: OpenIndex, number: int, *, decodes: bool = True, budget: M
     """Opens an item's image file for reading, after checking that it is the indexed image. The caller closes the file.
 
     number: the item's id. budget: memory that all images being decoded share; None for no limit.
-    decodes: True to check that the image can be decoded. False is for a caller that decodes the image itself and hands
-    out only its pixels.
+    decodes: True to check that the image can be decoded, because an index from a stranger may name files that are not
+    images. A caller that decodes the image itself and hands out only its pixels needs no check and gives False.
     Raises ItemNotFoundError, and ImageError if the file is gone, was changed after indexing, or is outside its source.
     """
     with index.reading() as reader:

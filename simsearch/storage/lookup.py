@@ -40,10 +40,10 @@ def find_items(names: Name | Iterable[Name], reader: ItemReader, opened: Sources
     if isinstance(names, bytes):
         names = os.fsdecode(names)
     if not isinstance(names, SINGLE) and not isinstance(names, Iterable):
-        raise UsageError(f"{names!r} names no item", hint=_NAMES)
+        raise UsageError(f"{names!r} cannot name an item", hint=_NAMES)
     for given in [names] if isinstance(names, SINGLE) else names:
         if not isinstance(given, SINGLE) or isinstance(given, bool):
-            raise UsageError(f"{given!r} names no item", hint=_NAMES)
+            raise UsageError(f"{given!r} cannot name an item", hint=_NAMES)
         name = int(given) if isinstance(given, int | np.integer) else os.fsdecode(given)
         number = name if isinstance(name, int) else parse_id(name)
         if number is not None:

@@ -1,8 +1,8 @@
 """`meta.json`, the description of an index.
 
 Some fields, such as the model and the dimension, are written when the index is created, and never change. Counts and
-measured values are updated after a commit of the database. `generation` is then the number of this commit: if the
-database has a higher number, the counts are out of date.
+measured values are updated after a commit of the database, and `generation` is set to the number of this commit. If the
+database has a higher number, it was changed later, and the counts are out of date.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Meta:
             raise
         except FileNotFoundError:
             if _has_features(folder):
-                raise IndexDamagedError(f"{path} is missing, but there are feature files") from None
+                raise IndexDamagedError(f"{path} is missing, but its folder has feature files") from None
             hint, shell_hint = _hints(Path(place))
             raise IndexNotFoundError(f"there is no index at {place}", hint=hint, shell_hint=shell_hint) from None
         except NotADirectoryError:
@@ -118,7 +118,7 @@ class Meta:
         known = {f.name: _KINDS[str(f.type)] for f in fields(cls)}
         for key in known.keys() & values.keys():
             if type(values[key]) is not known[key]:
-                raise ValueError(f"{key} is {str(values[key])[:80]!r}")
+                raise ValueError(f"{key} has the wrong type: {str(values[key])[:80]!r}")
         meta = cls(**{key: values[key] for key in known.keys() & values.keys()})
         Preprocessing.from_dict(meta.recipe)
         if not (0 < meta.dimension <= MAX_DIMENSION and 0 < meta.rows_per_shard <= MAX_ROWS_PER_SHARD):

@@ -64,9 +64,11 @@ class IndexModel:
     def load(self, expected: int | None = None, threads: bool = False) -> Model:
         """Returns the model, which is loaded at the first call.
 
-        A model that was loaded for few images computes slowly, so it is loaded again for many images.
+        For up to `registry.FEW` images, the model is loaded in a way that takes less time, but lets it compute more
+        slowly. It is loaded again at the first call for more images.
         expected: the number of images to compute; None if unknown. threads: True if several threads will use the model.
-        Raises UsageError if the weights file is missing, ModelMismatchError, and IndexDamagedError.
+        Raises UsageError if the weights file is missing, ModelMismatchError if it is not the one that made the index,
+        and IndexDamagedError if its principal components are missing or damaged.
         """
         with self._lock:
             many = expected is None or expected > registry.FEW

@@ -107,12 +107,17 @@ class ApproximateSearch(Protocol):
     def search(self, flat: Any, queries: NDArray[np.float32], k: int, permitted: Any) -> list[Any]:
         """Finds approximately the k nearest rows of each query; returns a `Neighbours` for each.
 
-        queries: (nq, D). permitted: the rows to search, from `ItemReader.rows`; None for all rows.
+        flat: the exact search over the same rows. queries: (nq, D).
+        permitted: the rows to search, from `ItemReader.rows`; None for all rows.
         """
         ...
 
     def can_answer(self, flat: Any, k: int, permitted: Any) -> bool:
-        """Returns True if `search` is approximate for these arguments, and False if it is exact."""
+        """Returns True if `search` would search approximately with these arguments, False if exactly.
+
+        If few rows are permitted, for example, `search` compares the queries with all of them.
+        flat, k, permitted: as for `search`.
+        """
         ...
 
 

@@ -1,8 +1,8 @@
 """Reads single rows of the feature files, without mapping the files into memory.
 
-In a mapped file, pages that have been read count as memory of the process, and so do neighbouring pages. If each query
-ranked a few rows of mapped files, the whole index would be in memory in the end. Data that is read by position stays in
-the system's file cache instead.
+If a row of a mapped file is read, its pages and neighbouring pages become part of the process's memory. If each query
+read a few rows in this way, the whole index would be in the process's memory in the end. This module reads rows with
+`os.preadv` instead: the pages stay in the system's file cache, which does not count as memory of the process.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class Reader:
 
     def _state_value(self, key: str, value: Any) -> int:
         if type(value) is not int or value < 0:
-            raise IndexDamagedError(f"{self._path}: the state {key!r} is {str(value)[:40]!r}")
+            raise IndexDamagedError(f"{self._path}: the state {key!r} is {str(value)[:40]!r}, not a number from 0")
         return value
 
     def compactions(self) -> int:
@@ -135,7 +135,7 @@ class Reader:
         """Returns (source number, path, reason) of each image that could not be indexed.
 
         source: the number of the only source to include; None for all sources.
-        below: a path in that source; only this path, or the paths in this folder, are included.
+        below: a file or folder of that source, to include only this file or the files in this folder; "" for all.
         """
         condition, parameters = _within(source, below)
         query = f"SELECT source, path, reason FROM failures {condition} ORDER BY source, path"
@@ -187,7 +187,7 @@ class Reader:
         """Yields the items, sorted by id.
 
         source: the number of the only source whose items are yielded; None for all sources.
-        below: a path in that source; only the item at this path, or the items in this folder, are yielded.
+        below: a file or folder of that source, to yield only the items in it; "" for all.
         conditions: only items that meet all conditions are yielded. Raises UsageError for a condition that cannot be
         used.
         """
@@ -311,8 +311,8 @@ class Reader:
 def _within(source: int | None, below: str) -> tuple[str, tuple[Any, ...]]:
     """Returns an SQL WHERE clause that selects items of a source, and its parameters.
 
-    source: the number of the source; None for all sources.
-    below: a path in the source; only this path, or the paths in this folder, are selected.
+    source: the number of the source; None for all items of all sources, without regard to `below`.
+    below: a file or folder of the source, to select only the items in it; "" for all.
     """
     if source is None:
         return "", ()
@@ -343,7 +343,7 @@ def _source(number: Any, kind: Any, root: Any, relative: Any, options: Any) -> S
 
 
 def _typed(kind: type[T], value: Any) -> T:
-    """Returns `value`; raises TypeError if its type is not `kind`, since SQLite stores any type in any column."""
+    """Returns `value`. Raises TypeError if its type is not `kind`, which is possible in a damaged database."""
     if type(value) is not kind:
         raise TypeError(f"{kind.__name__} is expected, not {type(value).__name__}")
     return value

@@ -15,14 +15,15 @@ if TYPE_CHECKING:
 
 
 def check(roots: Mapping[str, str], known: Sequence[SourceRow]) -> None:
-    """Checks the current locations that the caller gives for sources.
+    """Checks the current locations that the caller gives for sources, and permits reading those on other machines.
 
-    An index may come from a stranger, so its sources on other machines are read only with permission. By naming a
-    location on another machine, the caller permits reading it, and this function records that.
+    An index may come from a stranger, so simsearch reads its sources on other machines only with permission. A caller
+    who gives a location on another machine permits reading it.
     roots: the current location of each source that has moved, by its recorded root. The key may be "" if there is only
     one source. known: all recorded sources.
     Raises UsageError if a key is not a recorded root, if the key is "" but there are several sources, or if there is no
-    file or folder at a location. Locations on other machines are not checked.
+    file or folder at a location. If the source was recorded on another machine, its new location may be on another
+    machine, too, and is then not looked up.
     """
     hint = f"its sources: {', '.join(row.root for row in known)}"
     for old, new in roots.items():
@@ -47,9 +48,10 @@ def may_exist(kind: str, root: str) -> bool:
 def location_of(row: SourceRow, roots: Mapping[str, str], index: Path) -> str:
     """Returns the current location of a source.
 
-    If `roots` is not empty, this is the location that `roots` has for the source, or else the recorded root. If `roots`
-    is empty, it is the recorded root. If nothing exists there any more, the source may have been moved together with
-    the index: then its path relative to the index is tried.
+    If `roots` has a location for the source, returns this location. If `roots` has only other sources, returns the
+    recorded root. If `roots` is empty, returns the recorded root, too, unless nothing exists there any more. In that
+    case the source may have been moved together with the index, so its recorded path relative to the index is returned
+    if something exists at that path.
     roots: see `check`. index: the path of the index.
     """
     if roots:

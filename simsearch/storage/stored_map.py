@@ -125,7 +125,7 @@ def _parsed(header: Any, records: NDArray[Any]) -> StoredMap:
     if not all(isinstance(text, str) for text in texts) or not isinstance(generation, int):
         raise ValueError("a value in its header has the wrong type")
     if len(clusters) > MOST_CLUSTERS:
-        raise ValueError(f"it has {len(clusters):,} clusters")
+        raise ValueError(f"it has {len(clusters):,} clusters, more than {MOST_CLUSTERS:,}")
     positions = np.stack([records["x"], records["y"]], 1).astype(np.float32)
     cluster_ids, ids = records["cluster"].astype(np.int32), records["id"].astype(np.int64)
     if len(ids) and not (cluster_ids.min() >= 0 and cluster_ids.max() < len(clusters)):

@@ -35,14 +35,14 @@ class VerifyReport:
 def verify(index: OpenIndex, progress: Callable[[int, int], None] = lambda done, total: None) -> VerifyReport:
     """Checks that the files of an index are intact and agree with each other. Reads all features once.
 
-    Readers and a writer can continue meanwhile. If problems are found, but the index was compacted meanwhile, the check
-    starts again.
+    Readers and a writer can continue meanwhile. If problems are found and the index was compacted meanwhile, the check
+    starts again, because the problems may only come from files that the compaction has replaced.
     progress: called with the number of rows checked and their total.
     Raises UsageError for a Milvus collection.
     """
     if not isinstance(index, Index):
         raise UsageError(
-            f"{index.path} has no files to verify", hint="`simsearch push` compares a collection with its index"
+            f"{index.path} has no files to verify", hint="`simsearch push` makes a collection equal to its index"
         )
     while True:
         compactions, report = _verified(index, progress)

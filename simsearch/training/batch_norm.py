@@ -61,16 +61,16 @@ def add(network: nn.Module) -> None:
 
 @torch.no_grad()
 def adopt(network: nn.Module, batches: Sequence[Tensor]) -> None:
-    """Adds normalisations, like `add`, to a trained network, whose features nearly keep their directions.
+    """Adds normalisations, like `add`, to a trained network. The directions of its features hardly change.
 
     batches: a few inputs of the network, (B, 3, S, S) each, on which the statistics are measured.
-    The outputs of each layer are divided by one number, the root mean square of the channels' standard deviations. The
-    next layer's normalisation cancels this factor. Only two parts of the network are affected. Local response
-    normalisation depends on the scale of its input, so the directions of features differ a little. The classifier has
-    no normalisation, so its logits change: the features that it gets are divided.
-    The weights of each layer are scaled to standard deviation sqrt(2 / fan in). This does not change the outputs, since
-    the layer's own normalisation follows. The scale determines how much a step of a given learning rate changes the
-    weights in relation to their size.
+    Afterwards, each layer gives its former outputs divided by one number, the root mean square of its channels'
+    standard deviations. The next layer's normalisation cancels the division, with two exceptions. Local response
+    normalisation depends on the scale of its input, so the directions of the features change a little. The classifier
+    has no normalisation, so its logits change as the features are divided.
+    The weights of each layer are scaled to standard deviation sqrt(2 / fan in), because the size of the weights
+    determines how large a step of a given learning rate is in relation to them. The outputs do not change, because the
+    layer's own normalisation cancels the scaling.
     """
     layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and n != "classifier"}
     sums: dict[str, list[Tensor]] = {name: [] for name in layers}

@@ -54,11 +54,12 @@ class Batch(NamedTuple):
 
 
 def batches(data: TrainingSet, training: TrainingState, world: ProcessGroup, batch: int) -> Iterator[Batch]:
-    """Yields this process's part of each batch until `training.done`; the caller advances `training.state.step`.
+    """Yields this process's part of each batch until `training.done`.
 
+    The caller increases `training.state.step` by 1 for each batch, before it asks for the next one.
     batch: the number of images of a step in all processes together.
-    Threads prepare the next batches in advance. For a GPU, batches are put into pinned memory. Only copies from pinned
-    memory are asynchronous; other copies wait until the GPU has finished its work.
+    Threads prepare the next batches in advance. For a GPU, they put the batches into pinned memory, because copies from
+    other memory would wait until the GPU has finished its work.
     """
     config, device, per_epoch = training.config, training.device, training.steps_per_epoch
     count = batch // world.size

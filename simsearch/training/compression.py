@@ -33,8 +33,9 @@ class Group(NamedTuple):
     """The shared weights of one layer.
 
     mask: bool, in the shape of the layer's weights, True for the n weights that were not pruned.
-    which: (n,) uint8, the number of each weight's group.
-    counts: (groups,) int, the number of weights in each group, but at least 1.
+    which: (n,) uint8, for each of the n weights, the number of its group.
+    counts: (groups,) int, the number of weights in each group. It is 1 for an empty group, because sums are divided by
+    these numbers.
     """
 
     mask: Tensor
@@ -123,7 +124,10 @@ class Compressor:
         return Group(self._mask(name), which, torch.bincount(which.int(), minlength=values).clamp(min=1))
 
     def _share(self) -> None:
-        """Sets every weight to the mean of its group, so that gradient steps move the shared values."""
+        """Sets every kept weight to the mean of its group, which becomes the group's shared value.
+
+        Gradient steps since the last call have changed the weights of a group, and so their mean.
+        """
         for name, group in self.groups.items():
             weight, which = self.parameters[name], group.which.int()
             sums = torch.bincount(which, weights=weight[group.mask].double(), minlength=len(group.counts))

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 def compile_with_fallback(
     outputs: Callable[[Tensor], Any], log: Callable[[dict[str, Any]], None]
 ) -> Callable[[Tensor], Any]:
-    """Returns a function that does the same as `outputs`, and compiles it with torch.compile on the first call.
+    """Returns a function that does the same as `outputs`, compiled by torch.compile at the first call.
 
-    If the first call fails, for example because there is no compiler, `outputs` runs uncompiled from then on, and `log`
-    gets a row with the reason. A lack of memory is raised as an error instead.
-    outputs: the forward pass of a network. log: takes rows of the training's log.
+    If the first call fails, for example because there is no compiler, the function calls `outputs` uncompiled from then
+    on, and writes the reason to the log. If it fails because memory runs out, the error is raised.
+    outputs: the forward pass of a network. log: called with a row of the training's log; see `loop.train`.
     """
     forward: Callable[[Tensor], Any] | None = None
     for name in ("torch.utils.cpp_extension", "torch._inductor", "torch._dynamo"):  # their warnings are harmless
@@ -75,9 +75,10 @@ def _is_memory(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def autocast_context(config: TrainConfig, device: torch.device) -> Iterator[Callable[[], Any]]:
-    """Yields a function that makes a new autocast context for the configured precision.
+    """Yields a function that makes a context in which the network computes in the configured precision.
 
-    If the precision is "auto", TF32 is also permitted on a GPU until the block ends.
+    With the precision "float32", the context changes nothing. With "auto", the network computes in bfloat16 if the
+    device has instructions for it. What remains in float32 may use TF32 on a GPU until the block ends.
     """
     if config.precision == "float32":
         yield contextlib.nullcontext

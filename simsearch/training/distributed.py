@@ -71,8 +71,9 @@ class ProcessGroup:
 class _Gather(torch.autograd.Function):
     """Gathers rows from all processes; in the backward pass, a row's gradient is the sum over all processes.
 
-    DistributedDataParallel then averages the gradients of the weights over the processes. The result equals the
-    gradients that a single process would compute from the whole batch.
+    All processes compute the same loss from all rows, so this sum is too large by a factor, the number of processes.
+    DistributedDataParallel then averages the gradients of the weights over the processes, which divides by this number.
+    The result equals the gradients that a single process would compute from the whole batch.
     """
 
     @staticmethod

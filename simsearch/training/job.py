@@ -69,8 +69,8 @@ def prepare_job(
     architecture: by default that of `start`; without `start`, AlexNet.
     preset: None for the architecture's default. epochs, objective: None for those of the preset.
     changes: `key=value` settings, which take precedence over the preset, `epochs` and `objective`.
-    start: a weights file or a model's name, "default" for the default model. It also determines the input size: with
-    another `image_size` in `changes`, `run.fit` raises UsageError.
+    start: a weights file or a model's name, "default" for the default model. The input size is that of `start`. If
+    `changes` has another `image_size`, `run.fit` raises UsageError.
     rest: other fields of `TrainingJob`.
     Raises UsageError for an unknown network, preset, setting or `start`, or an invalid setting; WeightsError for a
     damaged `start`.

@@ -14,8 +14,10 @@ from simsearch.reports import charts
 class TrainingLog:
     """Passes each row of the log on to a function, and appends it to a file of JSON lines.
 
-    path: the file; None to discard all rows, as in all processes except the first.
-    resumed: True to keep the rows of an existing file. log: the function.
+    A row "resume" is not appended. Instead, rows of later steps are deleted from the file, because the training repeats
+    these steps.
+    path: the file. If it is None, as in all processes except the first, rows are neither written nor passed on.
+    resumed: True to keep the rows of an existing file. log: the function that gets the rows.
     """
 
     def __init__(self, path: Path | None, resumed: bool, log: Callable[[dict[str, Any]], None]) -> None:

@@ -85,15 +85,17 @@ def train(
 
     checkpoint: file that is written every `checkpoint_seconds`, when stopped, and at the end.
     colour: the statistics that normalise the pixels.
-    validation: images on which accuracy is measured after each epoch, as the schedule "plateau" needs.
+    validation: images on which accuracy is measured after each epoch. Without them, the schedule "plateau" never lowers
+    the learning rate.
     resume: True to continue from the checkpoint if it exists.
     facts: JSON values stored with the checkpoint; they must be the same when the training is resumed.
-    log: called with each row of the log, a dict. Its `event` is one of these; the other keys are in parentheses:
+    log: called with each row of the log, a dict. The value of `event` is one of these, with other keys in parentheses:
         "resume" (step);
         "step", every 50 steps and at the end of an epoch (step, steps, epoch, loss, top1 and top5 from 0 to 1, rate in
         images/s, learning_rate, and `left`, the estimated seconds that remain);
         "epoch", at the end of an epoch if there are validation images (step, epoch, top1, top5);
-        "note" (text). Rows have no top5 if there are fewer than ten classes.
+        "note" (text).
+    With fewer than ten classes, rows have no top5.
     stop: when it returns True, a checkpoint is written and TrainingInterruptedError raised.
 
     Raises SimsearchError if the loss becomes NaN or infinite, or if a batch does not fit into memory; the last
@@ -341,5 +343,5 @@ def accuracy(
 
 
 def _scores(network: Network, top1: float, top5: float) -> dict[str, float]:
-    """Returns the scores by name, without top-5 for fewer than ten classes: too many guesses would be right."""
+    """Returns scores by name, without top-5 for fewer than ten classes, because chance alone would give over 50%."""
     return {"top1": top1} | ({"top5": top5} if network.config.num_classes >= 10 else {})

@@ -48,8 +48,8 @@ def similarity_loss(features: Tensor, teacher: Tensor, temperature: float) -> Te
 def length_loss(features: Tensor) -> Tensor:
     """Returns the variance of the lengths of features (B, D), divided by the squared mean length: a scalar.
 
-    If all features have the same length, Euclidean distances rank images as the cosine does. This is an advantage: the
-    contrast of an image changes the length of its features, and the cosine ignores the length.
+    If all features have the same length, Euclidean distances rank images as the cosine does. This is an advantage,
+    because the length of an image's features depends on its contrast, which should not affect the ranking.
     """
     lengths = features.float().norm(dim=1)
     variation: Tensor = lengths.var() / lengths.mean().square().clamp(min=1e-6)
@@ -70,8 +70,8 @@ def peak_loss(features: Tensor) -> Tensor:
 def _nearness(features: Tensor, temperature: float) -> Tensor:
     """Returns the nearness of each pair of images: (B, B), higher for smaller Euclidean distances.
 
-    It is minus half the squared distance, in units of the mean squared norm, divided by the temperature. The gradient
-    also flows through the mean; if the mean were a constant, a loss could shrink all features to zero.
+    It is minus half the squared distance, in units of the mean squared norm, divided by the temperature. The mean is
+    part of the computation of gradients, because a loss could otherwise shrink all features to zero.
     """
     features = features.float()
     squared = features.square().sum(1)

@@ -169,7 +169,7 @@ def gather(
 ) -> tuple[TrainingSet, TrainingSet | None, Preprocessing]:
     """Lists and decodes the images of a job; returns training set, validation set (or None) and preprocessing.
 
-    Raises UsageError if the images have fewer than two labels, or if no validation image has one of these labels.
+    Raises UsageError if all training images have the same label, or if the validation images have only other labels.
     """
     recipe = start.card.recipe if start else recipe_for(job.architecture, job.config.image_size)
     images = labelled.list_labelled(job.sources, job.exclude, lambda text: _note(log, text))
@@ -217,7 +217,7 @@ def recipe_for(architecture: str, image_size: int) -> Preprocessing:
 def colour_of(architecture: str, data: TrainingSet, start: registry.WeightsFile | None = None) -> ColourStats:
     """Returns the statistics that normalise the input.
 
-    LeNet-5 has fixed ones. Other networks use mean and std of `start`, if given, else those of the training images.
+    LeNet-5 has fixed ones. Others use those of the training images, but mean and std from the file `start`, if given.
     """
     if architecture == "lenet5":
         return ColourStats.fixed(*LENET5_INPUT)
@@ -231,10 +231,10 @@ def colour_of(architecture: str, data: TrainingSet, start: registry.WeightsFile 
 def build(
     job: TrainingJob, classes: tuple[str, ...], start: registry.WeightsFile | None
 ) -> tuple[Network, dict[str, Any]]:
-    """Returns the network to train, and the keyword arguments that its configuration class was made with.
+    """Returns the network to train, and the arguments of its configuration, which are stored in the weights file.
 
-    Raises UsageError if the image size is invalid, if `start` is of another architecture or image size, or if no
-    parameter is left to train.
+    Raises UsageError if the image size is invalid, if `start` is of another architecture or image size, or if
+    `job.freeze` leaves no parameter to train.
     """
     kind = registry.ARCHITECTURES[job.architecture]
     arguments = dict(start.card.arguments) if start else {"image_size": job.config.image_size}

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class SimilarityQueue(nn.Module):
     """Computes the loss, and stores the features of the last Q pictures: the student's (Q, D) and the teacher's (Q, T).
 
-    The features have unit length and are stored as bfloat16, for fast matrix products. The class is a module so that a
-    checkpoint can include the queue.
+    The features have unit length and are stored as bfloat16, for fast matrix products. They are buffers of a module, so
+    `state_dict` returns the queue for a checkpoint.
     """
 
     def __init__(self, size: int, student: int, teacher: int, temperature: float) -> None:
@@ -40,9 +40,10 @@ class SimilarityQueue(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Returns the divergence KL(teacher || student), averaged over the pictures of a batch, a scalar.
 
-        student: (B, D), with a gradient. teacher: (B, T), without a gradient; its mean over all pictures should be 0.
-        The distributions cover the queue and the other pictures of the batch. Call `add` with the batch after the
-        gradient has been computed.
+        student: (B, D), with a gradient. teacher: (B, T), without a gradient. The mean of the teacher's features over
+        all pictures should be 0, because a common part would make the cosines of all pairs similar.
+        The distributions cover the queue and the other pictures of the batch. Call `add` with the batch only after the
+        gradient has been computed, because `add` overwrites features that the gradient is computed from.
         """
         student, teacher = F.normalize(student.float(), dim=1), F.normalize(teacher.float(), dim=1)
         count = min(int(self.seen), self.size)

@@ -92,7 +92,7 @@ class TrainingState:
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup)))
 
     def slower_hint(self) -> str:
-        """Returns a hint for a training that has diverged: the option for a third of the configured learning rate."""
+        """Returns a hint for a training that has diverged: the option that sets a third of its learning rate."""
         return f"--set learning_rate={self.config.learning_rate / 3:.2g}"
 
     def update_schedule(self, error: float) -> None:
@@ -106,7 +106,10 @@ class TrainingState:
             state.stalled, state.reductions = 0, state.reductions + 1
 
     def update_average(self) -> None:
-        """Adds the current weights to the average, if the epoch that has just ended is one of those to be averaged."""
+        """Adds the current weights to the average at the end of an epoch; does nothing before the epochs to average.
+
+        The epochs to average are the last ones of the training, the fraction `config.average` of all epochs.
+        """
         if self.epoch <= self.config.epochs * (1 - self.config.average):
             return
         self.state.averaged += 1
