@@ -129,7 +129,7 @@ def test_several_inputs_and_outputs(tmp_path, pixels):
         ('{"crop": true}', "crop is true"),
         ('{"crop": 32}', "crop is 32, but the network takes 16 pixels"),
         ('{"size": 9999}', "size is 9999"),
-        ('{"size": 4}', "crop 16 does not fit"),
+        ('{"size": 4}', "crop 16 is not from 1 to 8"),
         ('{"mean": 0.5}', "mean is 0.5, not three numbers"),
         ('{"mean": [1, 2]}', "not three numbers"),
         ('{"std": [1, 0, 1]}', "not three numbers above 0"),
