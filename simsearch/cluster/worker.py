@@ -52,7 +52,10 @@ class Worker:
         return os.uname().nodename
 
     def compute(self, chunk: int) -> int:
-        """Computes a chunk and writes its results, if they do not exist; returns the number of images that failed."""
+        """Computes a chunk and writes its results. Returns the number of images that failed.
+
+        If the chunk has results already, they are read and nothing is computed.
+        """
         results = self.work.read(chunk)
         if results is None:
             items = self.work.chunk_items(self.items, chunk)

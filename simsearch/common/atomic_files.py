@@ -72,7 +72,7 @@ def is_partial(name: str) -> bool:
 
 
 def delete_abandoned(folder: Path) -> None:
-    """Deletes the partial files in a folder that have not changed for a day: killed processes have left them.
+    """Deletes the partial files in a folder that killed processes have left: those that have not changed for a day.
 
     Raises OSError.
     """

@@ -21,8 +21,9 @@ _KEPT = np.array(0x8FFFE000, np.uint32).view(np.int32)
 
 
 def to_float32(features: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-    """Returns an array converted to float32: finite float16 values by the fast method, all others by NumPy.
+    """Returns an array converted to float32.
 
+    A float16 array is converted by the fast method if all of its values are finite. NumPy converts every other array.
     out: contiguous float32 array of the same shape to write into; by default, a new array.
     """
     x: NDArray[Any] = np.ascontiguousarray(features)

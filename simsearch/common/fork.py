@@ -1,9 +1,9 @@
 """Support for forked processes: functions to call in a child process, and blocks of code that delay a fork.
 
 Threads, sessions and connections do not survive a fork. An object that has threads or connections registers a function
-here that makes new ones in the child. FAISS and PyTorch cannot be told that their threads are gone. In a child, they
-therefore compute on a single core in the thread that forked; in threads started later, they use all cores. A child
-never closes objects that belong to its parent.
+here that makes new ones in the child. FAISS and PyTorch cannot be told that their threads are gone, so a child
+tells them to use a single core. This setting applies only to the thread that forked. In threads that the child starts
+later, FAISS and PyTorch use all cores. A child never closes objects that belong to its parent.
 
 A lock that another thread holds during a fork stays locked in the child for ever, and SQLite has such locks. A fork
 therefore waits until no other thread is in a `postponed` block, but at most `PATIENCE` seconds.

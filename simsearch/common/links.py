@@ -1,4 +1,4 @@
-"""Converts paths and ids for display: to URLs, and to relative paths if these are shorter."""
+"""Converts paths to URLs or to shorter relative paths, and ids of items to URLs, for display."""
 
 from __future__ import annotations
 

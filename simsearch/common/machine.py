@@ -77,16 +77,17 @@ def return_freed_memory(size: int) -> None:
 def let_openmp_sleep() -> None:
     """Lets OpenMP's threads sleep when they have nothing to do, unless $OMP_WAIT_POLICY is set.
 
-    By default, these threads spin for milliseconds after each call of FAISS, and keep a service's other threads from
-    the cores. The function must be called before FAISS is loaded.
+    By default, each of these threads keeps a core busy for milliseconds after each call of FAISS, so the other threads
+    of a service cannot use that core. The function must be called before FAISS is loaded.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def own_memory() -> int:
-    """Returns the memory in use by this process in bytes, without mapped files.
+    """Returns the memory that this process uses, without mapped files, in bytes.
 
-    On systems without /proc, returns the largest memory so far instead: in bytes on macOS, in KiB on other systems.
+    Without /proc, this is unknown. The result is then `ru_maxrss`, the most memory that the process has used so far
+    (with mapped files), which is in bytes on macOS but in KiB on other systems.
     """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():

@@ -5,8 +5,9 @@ Options follow after `?`, joined by `&`:
     timeout=SECONDS     how long to try to reach the server
     effort=N            search effort of an approximate index (`ef` of HNSW, `nprobe` of IVF, ...)
 
-A file can hold several collections: `milvus:///path/file.db/collection`. The server's token, if it needs one, is read
-from $SIMSEARCH_MILVUS_TOKEN, so that it does not appear in command lines or logs.
+A file can hold several collections. `milvus:///path/file.db` is the collection named `simsearch`; the address of
+another collection ends with its name, as in `milvus:///path/file.db/collection`. If a server needs a token, it
+is read from $SIMSEARCH_MILVUS_TOKEN, so that it does not appear in command lines or logs.
 """
 
 from __future__ import annotations
@@ -102,5 +103,7 @@ def parse_address(text: str) -> MilvusAddress:
 def _name(name: str, text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", name):
         what = f"{name!r} is not a valid collection name" if name else "the name of the collection is missing"
-        raise UsageError(f"{text!r}: {what}", hint="letters, digits and _, not starting with a digit")
+        raise UsageError(
+            f"{text!r}: {what}", hint="the name has only letters, digits and _, and does not start with a digit"
+        )
     return name

@@ -9,9 +9,10 @@ _JOINERS = "\u200c\u200d"
 
 
 def printable(text: str) -> str:
-    """Returns a text with all characters escaped that could change the terminal's state or the order of its text.
+    """Returns a text in which those characters are escaped that could change a terminal's state or the order of text.
 
-    These are control characters, line breaks included, marks of writing direction, and bytes that are not UTF-8.
+    Those are control characters, line breaks, marks of writing direction, bytes that are not UTF-8, and all other
+    characters that `str.isprintable` rejects, except spaces and zero-width joiners.
     """
     return text if text.isprintable() else "".join(map(_escaped, text))
 

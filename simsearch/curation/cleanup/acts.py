@@ -1,12 +1,14 @@
 """Moves a duplicate, puts it into the trash, or replaces it by a hard link.
 
 1. The action is written to the journal.
-2. The file is renamed. This loses no data, even if another process has just changed the file.
-3. The picture to keep is checked again. If it has vanished, the file is renamed back. The picture may have vanished
-because another process moved or deleted it. It also vanishes by step 2 if the two pictures are one file that both paths
-lead to, for example through two mounts that show different inodes.
-4. If the file was copied to another file system or replaced by a hard link, the renamed file is deleted. By then, the
-same content has been read from the copy or from the picture to keep.
+2. The duplicate is renamed: to its new path, or to a temporary path (`Entry.aside`) if it is replaced by a hard link or
+moved to another file system, where a copy was made before. Renaming loses no data, even if another process has just
+changed the file.
+3. The duplicate and the picture to keep are checked again. If one of them has changed or is gone, the duplicate is
+renamed back. Another process may have changed them. Or the duplicate and the picture to keep are the same file, for
+example seen through two mounts that show different inodes; step 2 has then renamed the picture to keep.
+4. A duplicate at a temporary path is deleted. By then, the same content has been read from the copy or from the picture
+to keep.
 """
 
 from __future__ import annotations
@@ -101,10 +103,11 @@ def act(task: Task, do: str, journal: Journal) -> int:
 
 
 def _places(task: Task, do: str, facts: os.stat_result) -> Iterator[tuple[str, str, str]]:
-    """Yields the possible new paths of the file, the preferred one first, as (path, record, folder).
+    """Yields (path, record, folder) for each path that the file could get, the preferred path first.
 
-    record: for the trash, the path of the file's record; else "". folder: for a move, `task.into`; else "". A file that
-    becomes a hard link keeps its path.
+    For a move, path is a free path, and folder is `task.into`. For the trash, path is a free path in the trash, and
+    record is the path of the small file that records the old path (see `trash`). For a hard link, path is the file's
+    own path. A record or folder that is not mentioned here is "".
     do: the action. facts: the `os.stat` result of the file.
     """
     if do == "hardlink":

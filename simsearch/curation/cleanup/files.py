@@ -34,9 +34,9 @@ class UnusableError(SimsearchError):
 
 @dataclass(frozen=True)
 class State:
-    """Identifies a regular file and its content: as long as the state is equal, the file is unchanged.
+    """Identifies a regular file and its content. A file is unchanged if its state equals a state found earlier.
 
-    stamp: the modification time in ns. Renaming the file or linking to it does not change the state.
+    Renaming the file or linking to it does not change the state. stamp: the modification time in ns.
     """
 
     device: int
@@ -129,10 +129,11 @@ class Original:
 
 
 def rename_new(old: str, new: str) -> None:
-    """Renames a file within a file system. Raises OSError, and FileExistsError if there is a file at `new`.
+    """Renames a file within a file system, without replacing a file at `new`: then it raises FileExistsError.
 
-    On systems that cannot do this in one step, the file gets `new` as a second name (a hard link), then loses the old
-    name. This fails with an OSError on file systems without hard links, such as exFAT by FUSE.
+    Some systems have no call that renames without replacing. There, the file gets `new` as a second name (a hard link),
+    then loses the old name. This fails on file systems without hard links, such as exFAT by FUSE.
+    Raises OSError if the file cannot be renamed.
     """
     if _renameat2 is not None:
         if not _renameat2(_HERE, os.fsencode(old), _HERE, os.fsencode(new), _NO_REPLACE):

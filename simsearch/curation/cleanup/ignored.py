@@ -35,10 +35,11 @@ def without_ignored(index: OpenIndex, groups: Groups) -> Groups:
 
 
 def matcher(index: OpenIndex) -> Callable[[Sequence[str]], bool]:
-    """Returns a function that tells if a group is ignored: it takes the digests of the group and returns True or False.
+    """Reads `ignored.json` and returns a function that returns True if a group is ignored.
 
-    The digests of a group are the result of the function `contents`. A group is ignored if all of its files are in
-    one of the groups that `ignored.json` lists. Raises IndexDamagedError if `ignored.json` is damaged.
+    The returned function takes the digests of a group's files, as the function `contents` returns them. A group is
+    ignored if one of the groups in `ignored.json` contains all of its files.
+    `matcher` raises IndexDamagedError if `ignored.json` is damaged.
     """
     known: dict[str, list[Counter[str]]] = {}
     for digests in _read(index):

@@ -2,8 +2,9 @@
 
 The first line describes the run. `{"n": 1, "do": "move", …}` announces an action, with all data that `restore` needs.
 It is on disk before the action begins. `{"n": 1, "done": true}` follows when the action is complete, or `{"n": 1,
-"failed": "why"}` if it failed and was undone. `restore` adds `{"n": 1, "returning": true}` before it puts a file back
-and deletes the file's copy.
+"failed": "why"}` if it failed and was undone.
+If a file was moved to another file system, `restore` puts it back and then deletes the copy there. Before both, it adds
+`{"n": 1, "returning": true}`. If it is killed in between, the next `restore` thereby knows that it may delete the copy.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Entry:
 
     @property
     def aside(self) -> str:
-        """The temporary path of the duplicate, between its renaming and its deletion."""
+        """The temporary path of a duplicate that will be deleted, after a copy or a hard link has taken its place."""
         return os.path.join(os.path.dirname(self.path), f".{self.token}.aside")
 
     @property
@@ -177,7 +178,7 @@ def note_returning(path: Path, entry: Entry) -> None:
 
 
 def read_head(path: Path) -> dict[str, str]:
-    """Returns `action`, `index` and `at` (the time) from the first line of a journal.
+    """Returns `action`, `index` and `at` (the time at which the journal was created) from a journal's first line.
 
     Raises UsageError if the file cannot be read or is not a journal.
     """
@@ -241,7 +242,7 @@ def _entry(values: dict[str, Any]) -> Entry:
     if not all(type(text) is str and "\0" not in text for text in texts):
         raise ValueError(f"a path of action {entry.n} is not a text")
     if not all(type(number) is int for number in (entry.n, entry.mode, entry.stamp)) or entry.do not in ACTIONS:
-        raise ValueError(f"action {entry.n!r} has values of other types")
+        raise ValueError(f"`n`, `do`, `mode` or `stamp` of action {entry.n!r} is invalid")
     if not _TOKEN.fullmatch(entry.token) or not _DIGEST.fullmatch(entry.sha256):
         raise ValueError(f"action {entry.n} has no token or no checksum")
     if not (os.path.isabs(entry.path) and os.path.isabs(entry.to)):

@@ -46,7 +46,9 @@ class KeepRule:
         if text.startswith(_UNDER):
             folder = os.path.expanduser(text.removeprefix(_UNDER))
             if not folder or not os.path.isdir(folder):
-                raise UsageError(f"there is no folder {folder!r} to keep pictures under", hint="under:DIR")
+                raise UsageError(
+                    f"there is no folder {folder!r}", hint="under:DIR keeps the pictures in the folder DIR"
+                )
             return cls(_UNDER, folder)
         if text not in RULES or text == "under:DIR":
             raise UsageError(f"{text!r} is no rule of what to keep", hint=", ".join(RULES))
@@ -57,9 +59,9 @@ class KeepRule:
     def __call__(self, members: Sequence[Member]) -> int | None:
         """Returns the position in `members` of the member to keep; None if the rule permits none of them.
 
-        A link is never chosen. A picture in an archive or a table is chosen only if the rule permits no separate file,
-        or if the picture belongs to another index that the user's index is compared with. Of equally good members the
-        first is chosen.
+        A link is never chosen. If the rule permits a separate file of the group, no picture of the user's index in an
+        archive or a table is chosen. If that index is compared with another one, any picture of the other index may be
+        chosen. Of equally good members, the first is chosen.
         """
         places = [place for place, member in enumerate(members) if self.permits(member)]
         if any(is_file(members[place]) for place in places):

@@ -1,8 +1,9 @@
 """Undoes the actions in a journal, even if the clean-up or an earlier `restore` was killed.
 
-Each step depends on the journal and on the files that exist now. A file is put back from any path where its content is
-found. A copy is deleted only after the same content was read at the file's own path. Calling `restore` again has no
-further effect.
+For each action, the journal tells the paths at which the content of the file may be: the old path, the new path, a
+temporary path and, for a hard link, the path of the picture that was kept. A file is put back from one of these paths
+where the recorded content is found. A copy is deleted only after the same content was read at the file's old path.
+Calling `restore` again has no further effect.
 """
 
 from __future__ import annotations
@@ -65,7 +66,10 @@ def restore(journal: str | os.PathLike[str], progress: Progress = no_progress) -
 
 
 def _move_back(record: Record, journal: Path) -> bool:
-    """Moves a file back to its old path; returns False if it was there already and no copy had to be deleted."""
+    """Moves a file back to its old path, and deletes the copies of it that an interrupted move has left.
+
+    Returns False if the file was at its old path already and there was no copy to delete.
+    """
     entry = record.entry
     aside = _has(entry.aside, entry)
     if os.path.lexists(entry.path):
@@ -170,7 +174,10 @@ def _discard(path: str) -> None:
 
 
 def _tidy(entry: Entry) -> None:
-    """Deletes what an action has left: temporary files, the record in the trash, empty folders."""
+    """Deletes what an action has left: temporary files, the record in the trash, and empty folders.
+
+    Only folders below the folder that files were moved to (`entry.into`) are deleted.
+    """
     _discard(entry.partial)
     _discard(entry.returning)
     if entry.info and not os.path.lexists(entry.to):

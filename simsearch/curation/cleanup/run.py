@@ -44,10 +44,12 @@ def journal_path() -> Path:
 def carry_out(plan: Plan, index: str, journal: Path | None = None, progress: Progress = no_progress) -> Report:
     """Carries out the planned action on each file, one file after the other.
 
-    A file that cannot be acted on is left where it is and does not stop the others; a full disk ends the run.
+    A file that cannot be acted on is left where it is, and the next file follows. If the disk is full or read-only, no
+    further file is acted on, and the report is returned.
     index: the name of the index, for the journal. journal: the path of the new journal; None for `journal_path()`.
     Raises UsageError if the plan needs a trash and this system has none, if the path to move files to is not a folder,
-    or if the journal cannot be written. If this happens after some actions, the journal contains these actions.
+    or if the journal cannot be written. If some actions were carried out before the journal could not be written, the
+    journal contains them.
     """
     report = Report(plan)
     if plan.action == "trash":

@@ -68,10 +68,10 @@ def _home_trash() -> str:
 
 
 def _above_trash(folder: str) -> str:
-    """Returns the folder directly in the mount point that is the trash or contains it.
+    """Returns the folder that lies directly in the mount point of a file system and is or contains its trash.
 
-    A file system has its trash in the folder `.Trash/UID`, where the result is `.Trash`, or in `.Trash-UID`, where the
-    result is that folder.
+    folder: the trash of the file system. If it is `.Trash/UID` in the mount point, the result is `.Trash`. If it is
+    `.Trash-UID`, the result is the same folder.
     """
     return os.path.dirname(folder) if os.path.basename(os.path.dirname(folder)) == ".Trash" else folder
 
