@@ -86,7 +86,7 @@ class Engine(WholeIndex):
     ) -> Engine:
         """Returns an engine for an open index. Closing the engine closes the index too.
 
-        snapshots: the searches of that index. model, device: as for `Engine`.
+        snapshots: access to the searches of the index. model, device: as for `Engine`.
         """
         engine = cls.__new__(cls)
         engine._set(opened, snapshots, model, device)
@@ -140,10 +140,10 @@ class Engine(WholeIndex):
         return self.opened_index.reading()
 
     def load_model(self, expected: int | None = None, threads: bool = False) -> Model:
-        """Returns the index's model, which is loaded by the first call.
+        """Returns the index's model, which is loaded at the first call, and again when many images are first expected.
 
-        expected: the number of images that will be computed; None if unknown. threads: True if several threads will use
-        the model.
+        expected: the number of images to compute; None if unknown. For few images, the model is loaded in a way that
+        starts faster but computes more slowly. threads: True if several threads will use the model.
         """
         return self.model.load(expected, threads)
 
@@ -183,7 +183,7 @@ class Engine(WholeIndex):
         return self._searches.by_pictures(pictures, k, options)
 
     def search_by_id(self, number: int, k: int = 6, **options: Unpack[PictureOptions]) -> Matches:
-        """Returns the k other items nearest to the item with the id `number`. Raises ItemNotFoundError."""
+        """Searches like `search`, by the item with the id `number`, and leaves it out. May raise ItemNotFoundError."""
         if not is_id(number):
             raise UsageError(f"{number!r} is not the id of an item")
         return self.search_many([int(number)], k, **options)[0]
@@ -243,7 +243,7 @@ class Engine(WholeIndex):
 
     @property
     def scale(self) -> Scale:
-        """The scale that turns distances into similarities: one distance has similarity 0.5, a larger one has 0."""
+        """The scale that converts distances into similarities. It holds the distances with similarities 0.5 and 0."""
         with self.reading() as reader:
             return self._searches.scale(reader)
 
@@ -303,7 +303,7 @@ class Engine(WholeIndex):
     def thumbnail(self, picture: Picture | int, shorter_side: int = 256) -> Image.Image | None:
         """Returns a picture, or the picture of an item by its id, as an RGB image; None if it cannot be read.
 
-        shorter_side: the pixels that the shorter side needs; a larger picture may be reduced, but not below this.
+        shorter_side: a larger picture may be scaled down, but its shorter side keeps at least this number of pixels.
         """
         return item_files.thumbnail(self.opened_index, picture, shorter_side)
 

@@ -68,8 +68,8 @@ class MissingExtraError(UsageError, ImportError):
     def __init__(self, what: str, extra: str, *, packages: str = "") -> None:
         """Makes the message "WHAT needs the [EXTRA] extra", with the command that installs the extra as the hint.
 
-        packages: arguments for `pip install`, if installing the extra is not enough. The message and the hint then name
-        these packages instead of the extra.
+        packages: arguments for `pip install`, if the extra does not contain the missing packages. The message and the
+        hint then name these packages, and `extra` is not used.
         """
         needed = f"the [{extra}] extra" if not packages else packages.removeprefix("--no-deps ")
         line = install_packages_line(packages) if packages else install_line(extra)

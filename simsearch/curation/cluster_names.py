@@ -72,10 +72,10 @@ def name_clusters(
 
 
 def check_classifier(model: Any) -> Any:
-    """Returns the model that classifies images into classes.
+    """Returns the network of a model, if it classifies images. Raises UsageError if the network has no classes.
 
-    model: a network, which is returned, or a network wrapped in a model with other features than fc7 (`--features`),
-    of which the network is returned. Raises UsageError if the network has no classes.
+    model: usually the network itself. A model with other features than fc7 (option `--features`) contains a network,
+    which is then returned.
     """
     network = getattr(model, "base", model)
     classify.check_classes(network)

@@ -31,7 +31,8 @@ class Finding:
     """One result of a curation function.
 
     member: the item that was found. facts: what was found out about the item, by name, such as a score.
-    evidence: other items that show why, such as its neighbours, the nearest first.
+    evidence: other items that explain the result, such as the neighbours of `member`, the nearest first; empty if none
+    are needed.
     """
 
     member: Member

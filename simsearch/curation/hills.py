@@ -54,9 +54,9 @@ class _Hills:
 
     hill: (m,) the number of each cell's hill, for the cells in the order of descending density.
     peaks: (p,) the density at each hill's peak.
-    parents: (p,) the number of each hill's parent, into which the hill would be merged. At the hill's saddle, several
-    groups of connected hills meet; the parent is the highest of all these hills. A hill without a saddle is its own
-    parent.
+    parents: (p,) the number of each hill's parent, into which the hill would be merged. This is the highest of the
+    hills that the hill meets at its saddle, and of the hills that these have already met at higher cells. A hill
+    without a saddle is its own parent.
     prominences: (p,) the density at the peak divided by the density at the saddle; infinite without a saddle.
     """
 
@@ -104,7 +104,7 @@ def _cells_of(positions: NDArray[np.float32]) -> tuple[NDArray[np.int64], float]
 def _smooth(cells: NDArray[np.int64], bandwidth: float) -> NDArray[np.float64]:
     """Returns the density: the number of points in each cell, smoothed with a Gaussian kernel.
 
-    cells: (N, 2), the column (x) and row (y) of the cell of each point. bandwidth: the kernel's deviation, in cells.
+    cells: (n, 2), the column (x) and row (y) of the cell of each point. bandwidth: the kernel's deviation, in cells.
     The result is (G, G') float64, indexed by row, then column.
     """
     reach = int(np.ceil(3 * bandwidth))
@@ -181,7 +181,8 @@ def _follow(hills: _Hills, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Returns the number of the hill that each hill is merged into: (p,).
 
     A kept hill is not merged, so it has its own number. Any other hill is merged into its nearest kept ancestor, found
-    by following `parents`. Without a kept ancestor, it is merged into the highest hill that it is connected to.
+    by following `parents`. If no ancestor is kept, it is merged into its last ancestor, which has no saddle. `_join`
+    then moves the points of that ancestor, because it is not kept.
     """
     target = np.arange(len(kept))
     for number in range(len(kept)):  # parents have lower numbers
@@ -191,8 +192,9 @@ def _follow(hills: _Hills, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _join(found: NDArray[np.int64], kept: NDArray[np.bool_], positions: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Moves the points of hills that are not kept, or have too few points, to the hill with the nearest centre.
+    """Moves the points of hills that are not kept or have too few points to the other hill with the nearest centre.
 
+    `LEAST_SHARE` and `LEAST` tell how many points are too few. If no other hill remains, the largest hill remains.
     found: (n,) the number of each point's hill. kept: (p,), True for a kept hill. Returns the new number of each
     point's hill: (n,).
     """

@@ -41,8 +41,8 @@ class Cluster:
 
     name: unique on the map. size: number of items.
     source: the origin of the name: "labels", "guesses" (of a classifier) or "number".
-    share: the fraction of the cluster that the name fits. For labels, the fraction of the labelled items whose label is
-    in the name; for guesses, the probability of the class or classes in the name; None for a number.
+    share: how well the name fits, from 0 to 1. For labels, the fraction of the labelled items whose label is in the
+    name; for guesses, the probability of the class or classes in the name; None for a number.
     """
 
     name: str
@@ -181,9 +181,9 @@ def draw_map(
 
 
 def keep(opened: OpenIndex, drawn: ItemMap, seed: int = 0) -> StoredMap:
-    """Stores a map in the folder of its index, where the web page finds it, and returns what is stored.
+    """Stores a map in the folder of its index, where the web page finds it, and returns the map in its stored form.
 
-    opened: the index. For an index without a folder, such as a Milvus collection, nothing is stored.
+    opened: the index. If it has no folder, as a Milvus collection has none, the stored form is only returned.
     seed: the random seed that the map was drawn with. Raises OSError if the file cannot be written.
     """
     stored = drawn.stored(drawn.facts(seed))

@@ -1,8 +1,9 @@
 """Spreads the labels of a few items to all others.
 
 The method is learning with local and global consistency (Zhou et al. 2004) on the graph of nearest neighbours. An item
-has a weight for each label. In each round every item passes its weights on to its neighbours, more to nearer ones, and
-the items that had a label from the start receive it again.
+has a weight for each label. In each round, every item gets new weights: mostly those of its neighbours, where nearer
+neighbours count more. An item that had a label from the start also gets a fixed weight for this label in each round, so
+its label is not lost.
 """
 
 from __future__ import annotations

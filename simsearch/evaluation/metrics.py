@@ -1,11 +1,11 @@
 """Measures how well rankings by Euclidean distance agree with labels: P@k, R-precision, AP, recall, kNN accuracy.
 
-The whole ranking of every query is evaluated, for one block of queries after the other. Distances are computed by a
-float32 matrix product. The nearest rows, which P@k and kNN use, are measured again in float64, so their order is the
-same as in an exact search. Rows at the same distance are ordered by their number.
+The whole ranking of every query is evaluated. Queries are processed in blocks, to limit the memory. Distances are
+computed by a float32 matrix product. The nearest rows, which P@k and kNN use, are measured again in float64, so their
+order is the same as in an exact search. Rows at the same distance are ordered by their number.
 
-Definitions are those of Manning, Raghavan & Schütze, "Introduction to Information Retrieval", section 8.4; `hit@k` is
-called recall@k in metric learning (Jégou et al. 2011).
+The definitions are those of Manning, Raghavan & Schütze, "Introduction to Information Retrieval", section 8.4. Another
+measure, hit@k, is called recall@k in metric learning (Jégou et al. 2011); see `retrieval`.
 
 Letters: N ranked rows, nq queries, b queries of a block, D dimension of the features, R relevant rows of a query.
 """
@@ -142,8 +142,8 @@ def _measure(
     def within(k: Any) -> NDArray[np.float64]:
         """Returns the number of relevant rows among the k nearest of each query: (b,).
 
-        k: one number for all queries. Or an array that has, like `place`, an element for each relevant row of each
-        query: the k of that query.
+        k: usually one number for all queries. If each query has a k of its own, k is an array like `place`, with an
+        element for each relevant row of each query: the k of the query that the row is relevant for.
         """
         return np.bincount(query[place < k], minlength=count).astype(np.float64)
 
@@ -216,9 +216,10 @@ class _Ranking:
         return found[:, :-1] if self.leave_one_out else found
 
     def _sort_exactly(self, number: int, keys: NDArray[np.uint64]) -> None:
-        """Sorts the keys of one query in place, then sorts the first keys again by distances in float64.
+        """Sorts the keys of one query in place.
 
-        number: of the query. keys: (N,) uint64, the bits of the squared distance followed by the row number.
+        Then sorts those of the nearest rows, at least `head` of them, again by distances in float64.
+        number: the number of the query. keys: (N,) uint64, the bits of the squared distance followed by the row number.
         """
         keys.sort()
         available = len(keys) - self.leave_one_out

@@ -74,7 +74,7 @@ class Deadline:
 
 
 class Connection(io.RawIOBase):
-    """A TCP connection whose operations all end at the deadline.
+    """A TCP connection. An operation that is not complete at the deadline ends with a TimeoutError.
 
     name: the host's name for TLS; None for a connection without encryption. Raises OSError.
     """
@@ -130,7 +130,8 @@ class Connection(io.RawIOBase):
 class ConnectionSocket:
     """Makes a `Connection` look like a socket to http.client, with only the methods that http.client calls.
 
-    `close` does nothing, because http.client closes the socket before the response is read.
+    http.client may call `close` before the response is read from the connection, so `close` leaves the connection open.
+    The caller that opened the connection closes it.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -140,7 +141,7 @@ class ConnectionSocket:
         return io.BufferedReader(self._connection)
 
     def close(self) -> None:
-        """Does nothing: the caller that opened the connection closes it."""
+        """Does nothing, because the response may still have to be read."""
 
 
 @functools.cache

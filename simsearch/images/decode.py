@@ -71,10 +71,11 @@ def decode_image(
 ) -> DecodedImage:
     """Decodes the first frame of an image file, given as bytes or as an open file, into upright RGB.
 
-    shorter_side: the pixels that the caller needs along the image's shorter side; None for the full size. With a
-    number, a JPEG may be decoded at a half, a quarter or an eighth of its size, and an image of more than
-    `scaled.LARGE_PIXELS` pixels may be scaled down by a whole number. The shorter side keeps at least twice the pixels
-    needed. A large panorama whose shorter side is too short to be scaled down is cut to its middle.
+    shorter_side: the pixels that the caller needs along the image's shorter side; None for the full size. If fewer
+    pixels are needed than the image has, a JPEG may be decoded at a half, a quarter or an eighth of its size, and an
+    image of more than `scaled.LARGE_PIXELS` pixels may be scaled to 1/2, 1/3, 1/4, … of its size. The shorter side then
+    still has at least twice the pixels needed. A panorama of more than `scaled.LARGE_PIXELS` pixels that cannot be
+    scaled down, because its shorter side has too few pixels, is cut to its middle.
     largest: the most pixels that the original may have.
     Raises ImageError, with a reason that can be shown in a list of failures.
     """
@@ -177,7 +178,10 @@ def opened_file(data: bytes | IO[bytes]) -> tuple[IO[bytes], bytes]:
 
 
 def _samples(image: Image.Image, pixels: int) -> int:
-    """Returns the number of values (luma and chroma) in a JPEG of `pixels` pixels, given its chroma subsampling."""
+    """Returns the number of luma and chroma values that a JPEG stores for `pixels` pixels.
+
+    image: the opened JPEG, which tells the chroma subsampling.
+    """
     sampling: list[tuple[int, int]] = [(across, down) for _, across, down, *_ in getattr(image, "layer", [])]
     if not sampling:
         return 3 * pixels

@@ -60,8 +60,8 @@ class KeepRule:
         """Returns the position in `members` of the member to keep; None if the rule permits none of them.
 
         A link is never chosen. If the rule permits a separate file of the group, no picture of the user's index in an
-        archive or a table is chosen. If that index is compared with another one, any picture of the other index may be
-        chosen. Of equally good members, the first is chosen.
+        archive or a table is chosen. If that index is compared with another one, a picture of the other index may be
+        chosen from an archive or a table too. Of equally good members, the first is chosen.
         """
         places = [place for place, member in enumerate(members) if self.permits(member)]
         if any(is_file(members[place]) for place in places):

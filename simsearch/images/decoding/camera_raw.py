@@ -24,6 +24,7 @@ _ORIENTATIONS = {3: 3, 5: 8, 6: 6}
 def opened(file: IO[bytes], name: str, largest: int) -> Image.Image:
     """Returns the JPEG preview of a raw file or, if there is none or it is small, the developed image.
 
+    A preview is small if its longer side has less than half the pixels of the raw image's longer side.
     name: the format, for messages. largest: the most pixels of an image that may be developed. Raises ImageError.
     """
     raw_py = _library(name)
@@ -54,7 +55,10 @@ def memory(file: IO[bytes]) -> int:
 
 
 def _preview(raw: Any, raw_py: Any) -> Image.Image | None:
-    """Returns the JPEG preview of a raw file, with the orientation in its EXIF; None if there is no JPEG preview."""
+    """Returns the JPEG preview of a raw file; None if there is no JPEG preview.
+
+    The preview is not turned upright. If it has no EXIF, it gets an EXIF with the orientation from the raw file.
+    """
     try:
         thumbnail = raw.extract_thumb()
         if thumbnail.format != raw_py.ThumbFormat.JPEG:

@@ -78,7 +78,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 
 def _colours(mode: str) -> Image.Image:
-    """Returns an image whose pixels are colours from all parts of the mode's colour space."""
+    """Returns an image with colours from all parts of the mode's colour space, to test how a profile changes them."""
     if mode == "L":
         return Image.fromarray(np.arange(256, dtype=np.uint8)[None])
     levels = np.linspace(0, 255, 9).round().astype(np.uint8)

@@ -32,8 +32,8 @@ _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 class _Structure(NamedTuple):
     """The structure of a JPEG, from its markers.
 
-    complete: True if the headers of the scans in the file announce all coefficients with all their bits. Then no whole
-    scan is missing, though the end of the last scan may be.
+    complete: True if no whole scan is missing. The headers of the scans in the file then announce all bits of all
+    coefficients. The end of the last scan may still be missing.
     units: number of minimum coded units (MCU), the blocks of the picture that are coded together.
     interval: units between two restart markers; 0 if there are no restart markers.
     restart: the number, 0 to 7, of the restart marker that should come next.
@@ -94,8 +94,9 @@ def _half_size(file: IO[bytes], parts: list[Part]) -> Image.Image:
 def _filling(structure: _Structure, filling: bytes) -> Iterator[bytes]:
     """Yields copies of `filling`, with restart markers between them, to take the place of the missing bytes.
 
-    The copies are enough for a little more than twice the share `MISSING` of the picture. If more of the picture is
-    missing, libjpeg makes the rest grey, with any `filling`.
+    The copies are enough for a little more than twice the share `MISSING` of the picture. More are not needed. If more
+    of the picture is missing, libjpeg makes the rest grey for every `filling`, but the pixels that differ between two
+    fillings already exceed the share `MISSING`.
     """
     units = int(structure.units * MISSING * 2) + 2
     if not structure.interval:

@@ -22,7 +22,11 @@ UNCOUNTED = 1 << 18
 
 
 def file_in_memory(data: bytes) -> io.BytesIO:
-    """Returns an open file with this content. Its `read` raises ImageError after too many calls (see `PARTS`)."""
+    """Returns an open file with this content.
+
+    Its `read` raises ImageError after too many calls (see `PARTS`), because a file of very many small parts would take
+    too long to decode.
+    """
     return io.BytesIO(data) if len(data) < UNCOUNTED else _CountedFile(data)
 
 

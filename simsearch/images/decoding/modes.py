@@ -62,11 +62,11 @@ def without_unused_alpha(image: Image.Image) -> Image.Image:
 def eight_bits(values: NDArray[np.generic], top: float | None = None) -> NDArray[np.uint8]:
     """Scales values of 32 bits to 0..255.
 
-    top: the largest value; None to find it in `values`. It tells the range that the values are scaled from:
-    floats with a top of at most `_HIGHLIGHTS`: from 0..1; larger values become white.
-    other values with a top of at most 255: from 0..255, so they stay as they are.
-    values with a top of at most 65535: from 0..65535.
-    values with a larger top: from 0..top.
+    top: the largest value; None to find it in `values`. It decides which value becomes 255 (white):
+    1 if the values are floats and `top` is at most `_HIGHLIGHTS`; values above 1 become white too.
+    Otherwise 255 if `top` is at most 255, so that the values are not scaled.
+    Otherwise 65535 if `top` is at most 65535.
+    Otherwise `top`.
     """
     top = largest_finite(values) if top is None else top
     array = np.maximum(np.nan_to_num(values.astype(np.float64), posinf=top), 0.0)
