@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -86,8 +87,8 @@ def let_openmp_sleep() -> None:
 def own_memory() -> int:
     """Returns the memory that this process uses, without mapped files, in bytes.
 
-    Without /proc, this is unknown. The result is then `ru_maxrss`, the most memory that the process has used so far
-    (with mapped files), which is in bytes on macOS but in KiB on other systems.
+    Without /proc, this is unknown. The result is then the most memory that the process has used so far, with mapped
+    files.
     """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -95,7 +96,8 @@ def own_memory() -> int:
                 return int(line.split()[1]) << 10
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most << 10  # bytes on macOS, KiB on other systems
 
 
 class MemoryBudget:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 import time
 from pathlib import Path
@@ -71,3 +72,11 @@ def test_openmp_sleeps_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(os, "environ", {"OMP_WAIT_POLICY": before} if before else {})
         machine.let_openmp_sleep()
         assert os.environ["OMP_WAIT_POLICY"] == after
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("darwin", 1), ("freebsd14", 1024)])
+def test_own_memory_without_proc_is_in_bytes(monkeypatch, platform, unit):
+    monkeypatch.setattr(machine.Path, "read_text", lambda path: (_ for _ in ()).throw(FileNotFoundError(path)))
+    monkeypatch.setattr(machine.sys, "platform", platform)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert 0 <= machine.own_memory() // unit - most < 1 << 20
