@@ -76,7 +76,7 @@ def test_openmp_sleeps_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(("platform", "unit"), [("darwin", 1), ("freebsd14", 1024)])
 def test_own_memory_without_proc_is_in_bytes(monkeypatch, platform, unit):
-    monkeypatch.setattr(machine.Path, "read_text", lambda path: (_ for _ in ()).throw(FileNotFoundError(path)))
-    monkeypatch.setattr(machine.sys, "platform", platform)
+    monkeypatch.setattr(Path, "read_text", lambda path: (_ for _ in ()).throw(FileNotFoundError(path)))
+    monkeypatch.setattr("sys.platform", platform)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert 0 <= machine.own_memory() // unit - most < 1 << 20
