@@ -262,7 +262,7 @@ class _Push:
     # -- the end
 
     def finish(self) -> None:
-        """Stores and counts all rows, compares a sample, marks the push as complete. Raises SimsearchError on failure."""
+        """Counts the rows, compares a sample and marks the push as complete. Raises SimsearchError for a difference."""
         if self.pushed.sent or self.pushed.deleted:
             self.client.flush()
         found = self.client.count(strong=True)
