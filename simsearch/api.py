@@ -184,7 +184,7 @@ def _on_disk(index: str | os.PathLike[str]) -> None:
 def _loaded(model: str | Model | None, device: str) -> Model:
     """Returns a loaded model for a new index.
 
-    The index records the precision in which this model computes, float32 or int8. Later builds compute in it too.
+    The precision of this model, float32 or int8, is recorded in the index, so that later builds use the same precision.
     model: a loaded model, the name or path of a model to load, or None for the default model.
     """
     given = model or registry.DEFAULT
@@ -197,10 +197,11 @@ def _described(
     """Returns the model that computes the features of a new index, and the name of these features.
 
     model: the network. It is returned unchanged for the features fc7. For other features, the result wraps it.
-    features: as in `build`. The path of an index stands for the features of that index, with its principal components.
-    found: the sources of the new index. If a name in `features` needs principal components, they are learned from the
-    images of these sources; `options.exclude` leaves images out.
-    device: where the model of an index in `features` is loaded.
+    features: as in `build`: the name of a descriptor, or the path of another index, to use the features of that index
+    with its principal components.
+    found: the sources of the new index. If the descriptor needs principal components, they are learned from the images
+    of these sources, except the images that `options.exclude` matches.
+    device: where the model of the other index is loaded, if `features` is the path of one.
     """
     name = features or descriptors.REFERENCE
     if _is_index(name):

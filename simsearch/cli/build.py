@@ -40,7 +40,7 @@ from simsearch.indexing import options as indexing_options
 @click.option(
     "--features",
     metavar="NAME|INDEX",
-    help="Features of a new index: fc7, another name in docs/models.md, or an existing INDEX for the same features.",
+    help="Features of a new index: fc7, another name in docs/models.md, or an existing INDEX to use its features.",
     shell_complete=completion.features,
 )
 @click.option("--no-prune", is_flag=True, help="Keep items whose image no longer exists.")
@@ -51,7 +51,7 @@ from simsearch.indexing import options as indexing_options
     metavar="R",
     help="After the build, choose the fastest way to search, as `tune --recall R` does.",
 )
-@click.option("--on", metavar="ray[://HOST:PORT]", help="Compute on the machines of a Ray cluster.")
+@click.option("--on", metavar="ray[://HOST:PORT]", help="Compute the features on the machines of a Ray cluster.")
 @click.option(
     "--push", "address", metavar="ADDRESS", help="After the build, copy the index to Milvus, as `push ADDRESS` does."
 )
@@ -123,8 +123,9 @@ def _go_on(context: click.Context, name: str, **options: Any) -> None:
 
 
 def _check_watch(dry_run: bool, on: str | None, address: str | None) -> None:
-    """Raises UsageError for an option that cannot be combined with `--watch`.
+    """Raises UsageError if `--watch` is combined with `--dry-run`, `--on` or `--push`.
 
+    on, address: the values of `--on` and `--push`; None for an option that is not given.
     Raises MissingExtraError if the packages for `--watch` are not installed.
     """
     for name, given in {"--dry-run": dry_run, "--on": on is not None, "--push": address is not None}.items():

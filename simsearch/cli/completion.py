@@ -117,7 +117,10 @@ def conditions(context: click.Context, parameter: click.Parameter, incomplete: s
 
 
 def _value(item: Item, field: str) -> Any:
-    """Returns the value of an item's field. Returns None for a list, and for a path, since there are too many paths."""
+    """Returns the value of an item's field; None if it is not offered as a completion.
+
+    Paths are not offered, because an index has too many of them. Sizes in bytes and lists are not offered either.
+    """
     if field in {"label", "id", "width", "height"}:
         return getattr(item, field)
     metadata: Mapping[str, Any] = item.metadata
@@ -137,8 +140,9 @@ def _items(context: click.Context) -> Iterator[Item]:
 class Bash(BashComplete):
     """Completion in bash. It works for words with : or = too, although bash splits words at these characters.
 
-    Bash replaces only the last part of such a word, so completions are printed without the parts before it. Completions
-    that end in =, : or / get no space behind them. Special characters are escaped, unless they are within quotes.
+    When bash completes a word such as `label=ca`, it replaces only the part after the last : or =. Therefore only that
+    part of a completion is printed. Completions that end in =, : or / get no space behind them. Special characters are
+    escaped by backslashes, except inside quotation marks.
     """
 
     source_template = """\

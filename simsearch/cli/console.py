@@ -54,7 +54,7 @@ WITHOUT_LINKS = {"dumb", "linux"}
 
 
 class _Closed(io.TextIOWrapper):
-    """Takes the place of a standard stream that was closed when the program started, and drops the text written to it.
+    """Replaces a standard stream that was closed when the program started, and drops the text written to it.
 
     lost: True once a text was dropped.
     """
@@ -67,10 +67,10 @@ class _Closed(io.TextIOWrapper):
 
 
 def replace_closed_streams() -> None:
-    """Opens /dev/null for each standard stream that was closed when the program started.
+    """Replaces each standard stream that was closed when the program started by a `_Closed` on /dev/null.
 
-    So the file descriptors 0 to 2 are in use. Otherwise a file opened later could get one of them, and output would be
-    written to the file by mistake.
+    /dev/null takes the stream's file descriptor (0, 1 or 2). Otherwise a file opened later could get this descriptor,
+    and output would be written to that file by mistake.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -193,7 +193,10 @@ def note(text: str) -> None:
 
 
 class _NoteHandler(logging.Handler):
-    """Prints log messages of the library and its models as notes; the HTTP service has another handler."""
+    """Prints log messages of the library and its models as notes.
+
+    Messages of the HTTP service are not printed here, because the service has a handler of its own.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name == "simsearch" or record.name.startswith("simsearch.models."):
@@ -253,6 +256,6 @@ def check_links(service: str | None, html_file: Path | None, other: bool = False
 def check_folder_exists(file: Path | None) -> None:
     """Raises UsageError if a file to write is an existing folder, or if the folder of the file does not exist."""
     if file is not None and file.is_dir():
-        raise UsageError(f"{file} cannot be written: it is a folder", hint="the path of a file in it")
+        raise UsageError(f"{file} cannot be written: it is a folder", hint="give the path of a file in it")
     if file is not None and not file.absolute().parent.is_dir():
         raise UsageError(f"{file} cannot be written: its folder does not exist")

@@ -135,7 +135,8 @@ def labels_command(
     "--max-distance",
     type=click.FloatRange(0),
     metavar="D",
-    help="Largest distance of near-identical images.  [default: measured with changed copies of images of the index]",
+    help="Largest distance of near-identical images.  [default: the measured distance from images"
+    " of the index to slightly changed copies of them]",
 )
 @_shared_options
 def leaks_command(
@@ -171,8 +172,8 @@ def diverse_command(count: int, form: str, html_file: Path | None, device: str, 
     """Chooses N images that represent all others.
 
     The first image is the most central one. Each further image is the one farthest from all images chosen before it.
-    The radius of a choice is the largest distance from any image to the nearest chosen image. It is at most twice the
-    smallest radius that is possible with as many images.
+    The radius of a choice is the largest distance from any image to the nearest chosen image. The N images chosen here
+    have at most twice the smallest radius that N images can have.
     """
 
     def find(engine: Engine, progress: Progress) -> list[Finding]:
@@ -188,8 +189,8 @@ def diverse_command(count: int, form: str, html_file: Path | None, device: str, 
     multiple=True,
     type=NameLabel(),
     metavar="NAME=LABEL",
-    help="Give LABEL to the images that match NAME (path, id:N or glob) and spread it to similar images; the index's "
-    "own labels are not used. Repeatable.",
+    help="Give LABEL to the images that match NAME (path, id:N or glob), and spread these labels instead of "
+    "the index's own labels. Repeatable.",
 )
 @_count_option
 @_neighbours_option(tags.NEIGHBOURS)
@@ -223,10 +224,10 @@ def _run(
     device: str,
     index_path: str,
 ) -> None:
-    """Runs `find` on the index, prints the findings, and writes them to `html_file`, if given.
+    """Runs `find` on the index, prints the findings, and writes a report of them to `html_file`, if given.
 
     Exits with 1 if nothing is found. form: the output format, such as "json".
-    title: the title of the report in `html_file`. If it is empty, no report is written here: `find` writes its own.
+    title: the title of the report; "" if no report is to be written here, because `find` has written it.
     """
     check_folder_exists(html_file)
     with contextlib.ExitStack() as stack:

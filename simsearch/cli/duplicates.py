@@ -48,20 +48,20 @@ _SHOWN = 5
     "--max-distance",
     type=click.FloatRange(0),
     metavar="D",
-    help="Call images near-identical up to this distance, without comparing their pixels.  [default: a distance"
-    " measured with changed copies of images of the index; pixels are compared too]",
+    help="Call images near-identical if their distance is at most D, without comparing their pixels.  [default: compare"
+    " pixels up to a distance that is measured with changed copies of images of the index]",
 )
 @click.option(
     "--keep",
     "rule",
     metavar="RULE",
-    help="Which image of each group stays: largest (in pixels), oldest, newest, shortest-path, under:DIR (all in DIR),"
-    " or against (the image of --against).  [default: against with --against, else largest]",
+    help="Which image of each group stays: largest (in pixels), oldest, newest, shortest-path, under:DIR (every image"
+    " in DIR stays), or against (the image that --against has).  [default: against with --against, else largest]",
 )
 @click.option(
     "--against",
     metavar="INDEX|FOLDER",
-    help="Only list images that INDEX or FOLDER has too; its own files are never changed.",
+    help="Only list images that INDEX or FOLDER has too. The files of INDEX or FOLDER are never changed.",
     shell_complete=completion.files,
 )
 @click.option("--move-to", metavar="DIR", help="Move the other images to DIR, keeping their relative paths.")
@@ -88,7 +88,7 @@ _SHOWN = 5
     type=click.Choice(["table", "json", "jsonl", "csv", "paths"]),
     default="table",
     show_default=True,
-    help="Output format. The format paths leaves out the image of each group that stays.",
+    help="Output format. The format paths leaves out the images that stay.",
 )
 @html_option
 @links_option

@@ -146,10 +146,10 @@ def search_command(
 ) -> None:
     """Measures how well an index retrieves: P@k, R-precision, mAP, recall and kNN accuracy, with 95 % intervals.
 
-    Each labelled item is a query, and all other items with its label are relevant. The whole ranking by exact distance
-    is evaluated. The intervals come from a bootstrap over the queries. Two more tables tell how often the six nearest
-    items have the query's label: for each similarity word (copy, close, similar, weak), and for each range 0 to
-    0.1, 0.1 to 0.2 and so on of the similarity.
+    Each labelled item is a query that ranks all other labelled items by exact distance; those with its label are
+    relevant. The intervals come from a bootstrap over the queries. Two more tables group the six nearest items of each
+    query by similarity, and tell how many of each group have the query's label. The first table groups by similarity
+    word (copy, close, similar, weak), the second by ranges of the similarity (0 to 0.1, 0.1 to 0.2 and so on).
     """
     check_folder_exists(html_file)
     check_links(service, html_file)
@@ -197,7 +197,7 @@ def _print_reliability(found: ReliabilityReport) -> None:
 
 
 def _reliability_rows(heading: str, parts: Sequence[Reliability]) -> list[tuple[str, str, str, str]]:
-    """Returns table rows: the headings, then one row for each of `parts` (ranges of similarity) that has matches."""
+    """Returns a row of headings (`heading` first), and a row for each range of similarity in `parts` with matches."""
     rows = [(heading, "matches", "right", "95 % interval")]
     for part in parts:
         if part.right is not None:
@@ -218,7 +218,7 @@ def _print_class_scores(verdict: retrieval.RetrievalReport) -> None:
 def _write_report(
     engine: Engine, verdict: retrieval.RetrievalReport, path: Path, service: str | None, each: int = 10
 ) -> None:
-    """Writes the scores, then the `each` worst and `each` best queries with six matches. service: see `item_link`."""
+    """Writes the scores, then the worst and the best queries, `each` in number. service: see `item_link`."""
     shown = [*verdict.queries[:each], *verdict.queries[each:][-each:][::-1]]
     rows = [_report_row(engine, query, service) for query in shown]
     facts = {

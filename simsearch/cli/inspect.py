@@ -62,7 +62,7 @@ def info_command(
     A PATH is a file, a folder, an archive or a glob. Exits 1 if anything at a PATH is not in the index.
     """
     if path and failures:
-        raise UsageError("--failures lists the failures of all images", hint="`info PATH` lists the failures of PATH")
+        raise UsageError("--failures and PATH exclude each other", hint="`info PATH` lists the failures of PATH")
     with api.open(index_path, device="cpu", roots=dict(roots)) as engine:
         if path:
             _print_presence(engine, path, form)
@@ -222,8 +222,8 @@ def export_command(
     """Writes the features and the items of an index to files.
 
     The format npy writes features.npy, with a float32 row for each item, and items.jsonl. The format parquet writes
-    items.parquet, with float16 features. --map always writes parquet, and adds the columns x, y, cluster, cluster_name
-    and neighbours.
+    items.parquet, with float16 features. --map adds the columns x, y, cluster, cluster_name and neighbours to
+    items.parquet; with --map, the format parquet is the default.
     """
     if with_map and form != "parquet":
         if context.get_parameter_source("form") is not ParameterSource.DEFAULT:

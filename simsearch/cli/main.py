@@ -22,7 +22,7 @@ COMMANDS = {
     "build": ("simsearch.cli.build", "Makes an index of the images in SOURCEs, or updates it."),
     "classify": (
         "simsearch.cli.models",
-        "Guesses what each IMAGE shows: a path, an http(s) URL, or - for standard input.",
+        "Guesses what each IMAGE shows.",
     ),
     "compact": (
         "simsearch.cli.maintain",

@@ -88,10 +88,10 @@ def compact_command(dry_run: bool, form: str, index_path: str) -> None:
 def tune_command(recall: float | None, memory: int | None, bits: int | None, form: str, index_path: str) -> None:
     """Measures ways to search, and chooses the fastest that reaches a recall.
 
-    Recall is the share of the true nearest items that a search finds; it is measured on held-out items. Until the
-    command ends, and if it is interrupted, searches work as before. Items added later are searched exactly; with
-    --codes, they are encoded. --codes trains an autoencoder, which takes minutes, and uses its codes even if another
-    way to search is faster.
+    Recall is the share of the true nearest items that a search finds; it is measured on held-out items. Searches work
+    as before while the command runs, and also after an interruption. Items added later are searched exactly. --codes
+    trains an autoencoder, which takes minutes, and uses its codes even if another way to search is faster; items added
+    later then get codes, too.
     """
     if bits is not None and bits % 8:
         raise UsageError(f"--codes {bits} is not a multiple of 8")

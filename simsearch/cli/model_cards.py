@@ -55,7 +55,11 @@ def brief() -> str:
 
 
 def draw_filters(model: str | None, path: Path) -> int:
-    """Draws the kernels of a model's first layer into a PNG file, and returns their number. Raises UsageError."""
+    """Draws the kernels of a model's first layer into a PNG file, and returns their number.
+
+    model: the name of a built-in model or the path of a weights file; None for the default model.
+    Raises UsageError if the name of the PNG file does not end in .png, and the errors of `find_weights`.
+    """
     if path.suffix.lower() != ".png":
         raise UsageError(f"{path}: kernels are drawn as PNG", hint=f"{path.with_suffix('.png')}")
     tensors = read_tensors(find_weights(model or DEFAULT).path)

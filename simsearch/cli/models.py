@@ -85,7 +85,7 @@ else:  # they import torch
     "--from",
     "start",
     metavar="NAME|FILE",
-    help="Start with these weights; for other classes the last layer is replaced.",
+    help="Start with these weights. If the classes are different, the last layer is not taken from them.",
     shell_complete=completion.models,
 )
 @click.option(
@@ -109,11 +109,12 @@ else:  # they import torch
 def train_command(source: tuple[str, ...], output: Path, names: Path | None, **options: Any) -> None:
     """Trains a network on labelled SOURCEs and writes one .safetensors file.
 
-    A SOURCE is as for `build`; the labels are the names of its folders, a column, or the labels of the data set. For
-    fewer than some 10,000 images, start with the shipped weights: --from alexnet --freeze convolutions --preset adapt.
-    Beside the weights FILE.safetensors, the training writes a log FILE.jsonl and a chart of the errors FILE.png. Until
-    it is done, it also keeps FILE.checkpoint, with which --resume continues after Ctrl-C or a crash. Use the weights
-    with `build --model FILE` and `classify -m FILE`. Several GPUs: torchrun --nproc-per-node N -m simsearch train ...
+    A SOURCE is as for `build`. An image has the label that its SOURCE records (in a column, or as a class of
+    torchvision/NAME), or else the name of its folder. For fewer than some 10,000 images, start with the shipped
+    weights: --from alexnet --freeze convolutions --preset adapt. Beside the weights FILE.safetensors, the training
+    writes a log FILE.jsonl and a chart of the errors FILE.png. Until it is done, it also keeps FILE.checkpoint, with
+    which --resume continues after Ctrl-C or a crash. Use the weights with `build --model FILE` and `classify -m FILE`.
+    Several GPUs: torchrun --nproc-per-node N -m simsearch train ...
     """
     job = training_job.prepare_job(source, output, names=training_job.read_names(names) if names else None, **options)
     if options["preset"] == "adapt" and not job.start:
@@ -151,7 +152,10 @@ def train_command(source: tuple[str, ...], output: Path, names: Path | None, **o
 @device_option
 @version_option
 def classify_command(image: tuple[str, ...], k: int, crops: str, form: str, model: str | None, device: str) -> None:
-    """Guesses what each IMAGE shows: a path, an http(s) URL, or - for standard input."""
+    """Guesses what each IMAGE shows.
+
+    An IMAGE is a path, an http(s) URL, or - for standard input.
+    """
     if any(text.startswith(ID_PREFIX) for text in image):
         raise UsageError("id:N names an item of an index; classify needs images")
     chosen = load.load_model(model or registry.DEFAULT, device, images=len(image) * int(crops))
@@ -225,8 +229,9 @@ def models_command(
 def _calibrate(model: str | None, sources: Sequence[str]) -> None:
     """Prepares a model for computing in 8-bit integers (int8), and prints how well int8 agrees with float32.
 
-    For a .safetensors file, the measured ranges of values are written into its header. For torchvision's networks and
-    .onnx files, an 8-bit copy of the network is written, unless the agreement is too low.
+    The ranges of the model's values are measured on images of `sources`. For a .safetensors file, the ranges are
+    written into its header. For torchvision's networks and .onnx files, an 8-bit copy of the network is written if
+    int8 and float32 agree well enough.
     """
     if model is None:
         raise UsageError("--calibrate needs a model to prepare", hint="-m FILE.safetensors")

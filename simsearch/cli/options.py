@@ -97,7 +97,7 @@ model_option = click.option(
     "-m",
     "--model",
     metavar="NAME|FILE",
-    help="Model to use; `simsearch models` lists them.  [default: the default model]",
+    help="Model to use. `simsearch models` lists the models and marks the default.",
     shell_complete=completion.models,
 )
 crops_option = click.option(
@@ -133,14 +133,14 @@ def source_options(command: Command) -> Command:
             type=click.Choice(["auto", "folder", "none"]),
             default="auto",
             show_default=True,
-            help="Labels of images: folder for the names of their folders, none for no labels, auto for the rule that"
-            " the index records for the source (folder for a new source).",
+            help="Labels of images: folder (those in the source, else the names of their folders), none (no labels),"
+            " or auto (the choice that the index records for the source; folder for a new source).",
         ),
         click.option(
             "--allow-outside",
             is_flag=True,
-            help="Accept files outside a manifest's folder, and show pictures whose symbolic links lead outside"
-            " the source.",
+            help="Allow files outside the folder of a source: index them if a .csv, .jsonl or .parquet file lists them,"
+            " and show them if a symbolic link leads to them.",
         ),
         click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Images per batch."),
         click.option("--workers", type=click.IntRange(1), metavar="N", help="Number of decoding threads."),

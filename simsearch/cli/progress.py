@@ -91,7 +91,10 @@ def training_progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[
 
 @contextmanager
 def _training_lines() -> Iterator[Callable[[LogRow], None]]:
-    """Yields a function that prints a row of the log as a line; at most one step per second, and the last step."""
+    """Yields a function that prints a row of the log as a line.
+
+    Of the rows about steps, it prints at most one per second, and the last.
+    """
     last = -1.0
 
     def print_row(row: LogRow) -> None:

@@ -32,7 +32,7 @@ from simsearch.storage.index import Index
     multiple=True,
     type=KeyValue(),
     metavar="KEY=N",
-    help="Parameter of that index, such as M=32; repeatable.",
+    help="Parameter of the index of a new collection, such as M=32; repeatable.",
 )
 @click.option(
     "--storage",
@@ -55,10 +55,11 @@ def push_command(
 ) -> None:
     """Copies an index into a Milvus collection, or only the differences if the collection exists.
 
-    Afterwards, every command that searches accepts `-i milvus://HOST:PORT/COLLECTION`. milvus:///PATH/FILE.db is a file
-    of Milvus Lite. Options can follow the address after ?, joined by &: consistency=strong, timeout=SECONDS and
-    effort=N (searches with a larger N find more, and take longer). If a push is interrupted, the next push continues
-    it. If the server needs a token, set $SIMSEARCH_MILVUS_TOKEN.
+    Afterwards, every command that searches accepts `-i milvus://HOST:PORT/COLLECTION`. The address
+    milvus:///PATH/FILE.db stands for a file of Milvus Lite, which needs no server. Options can follow the address after
+    ?, joined by &: consistency=strong, timeout=SECONDS and effort=N (searches with a larger N find more, and take
+    longer). If a push is interrupted, the next push continues it. If the server needs a token, set
+    $SIMSEARCH_MILVUS_TOKEN.
     """
     with Index(index_path) as index, show_progress("pushing") as progress:
         options = push.PushOptions(kind and kind.upper(), dict(parameters), storage, replace, progress)

@@ -85,7 +85,12 @@ SHOWN_SIDE = 256
     "--montage", type=click.Path(path_type=Path), metavar="FILE", help="Write one picture with a row for each query."
 )
 @click.option("--show", is_flag=True, help="Show the images in the terminal.")
-@click.option("--open", "open_page", is_flag=True, help="Open the report of --html in the browser.")
+@click.option(
+    "--open",
+    "open_page",
+    is_flag=True,
+    help="Open the HTML report in the browser. Without --html, it is a temporary file.",
+)
 @root_option
 @moved_model_option
 @device_option
@@ -167,7 +172,10 @@ def _open_page(file: Path) -> None:
 
 
 def _temporary_page() -> Path:
-    """Makes a temporary HTML file for a report and returns its path. The file is not deleted at the end."""
+    """Makes a temporary HTML file for a report and returns its path.
+
+    The file is not deleted when the command ends, because the browser may read it later.
+    """
     handle, name = tempfile.mkstemp(prefix="simsearch-", suffix=".html")
     os.close(handle)
     return Path(name)

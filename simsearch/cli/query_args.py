@@ -113,7 +113,8 @@ def ask_each(ask: Callable[[Sequence[str], Sequence[Any]], Iterable[T]], texts: 
 
     ask: returns the answers for several images; called with their names and the results of `read_image`.
     texts: the query images as named on the command line; a folder means all pictures in it.
-    ImageError, ItemNotFoundError and any error about a folder are printed. All other errors are raised.
+    Each ImageError and ItemNotFoundError is printed, and so is any error in listing one of these folders. All other
+    errors are raised.
     """
     found: Answers[T] = Answers()
     for text in texts:

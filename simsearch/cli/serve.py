@@ -75,14 +75,16 @@ def _limit(name: str, default: int, unit: str, text: str) -> Callable[[Command],
     "--api-key",
     metavar="KEY|@FILE",
     envvar="SIMSEARCH_API_KEY",
-    help="Require this key, or a key in FILE, one per line. $SIMSEARCH_API_KEY keeps it out of `ps`.",
+    help="Require this key, or one of the keys in FILE, one per line. Set $SIMSEARCH_API_KEY instead to hide the"
+    " key from `ps`.",
 )
 @click.option("--insecure", is_flag=True, help="Allow other machines without a key.")
 @click.option("--writable", is_flag=True, help="Allow adding and removing items.")
 @click.option(
     "--allow-cleanup",
     is_flag=True,
-    help="With --writable, allow moving duplicates into the trash or to --move-to, and undoing that.",
+    help="With --writable, allow moving duplicates into the trash or to the folder of --move-to, and undoing"
+    " these moves.",
 )
 @click.option("--move-to", metavar="DIR", help="With --allow-cleanup, the folder that duplicates are moved to.")
 @click.option(
@@ -93,7 +95,7 @@ def _limit(name: str, default: int, unit: str, text: str) -> Callable[[Command],
 @click.option(
     "--remote",
     is_flag=True,
-    help="Read all remote sources of the indexes, also those that you have not named on this machine.",
+    help="Read all remote sources of the indexes, even those that you have never given as a SOURCE on this machine.",
 )
 @click.option("--watch", is_flag=True, help="While serving, watch the indexes' sources and index all changes.")
 @click.option("--allow-urls", is_flag=True, help="Allow searches by http(s) URL; public addresses only.")
@@ -105,8 +107,8 @@ def _limit(name: str, default: int, unit: str, text: str) -> Callable[[Command],
     "--memory",
     type=click.IntRange(1),
     metavar="MIB",
-    help="Memory limit of the process in MiB; requests that need more get status 413 or 429."
-    "  [default: 640 for all requests together, in addition to the models]",
+    help="Memory limit of the whole process in MiB; requests that need more get status 413 or 429."
+    "  [default: no limit for the models, and 640 for all requests together]",
 )
 @_limit("--batch-size", 32, "N", "Searches per batch.")
 @_limit("--in-flight", 128, "N", "Searches accepted at once; others get status 429.")
@@ -146,7 +148,7 @@ def serve_command(
         raise UsageError(message, hint="set $SIMSEARCH_API_KEY, or use --insecure")
     hosts = (*LOOPBACK, *(name.lower() for name in allow_host)) if local and not keys else None
     if options["allow_cleanup"] and not options["writable"]:
-        raise UsageError("--allow-cleanup needs --writable: it changes the index")
+        raise UsageError("--allow-cleanup needs --writable, because a clean-up changes the index")
     if given := next((name for name in ("move_to", "journals") if options[name] is not None), None):
         _check_folder_option(given, options[given], options["allow_cleanup"])
     if remote:

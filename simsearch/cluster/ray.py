@@ -93,7 +93,7 @@ def _connect(where: str) -> tuple[Any, bool]:
         ray.init(address=address or "local", **quiet, **({"include_dashboard": False} if alone else {}))
     except Exception as error:
         text = str(error).strip().partition("\n")[0]
-        raise UnavailableError(f"Ray at {address or 'this machine'} does not take this build: {text}") from error
+        raise UnavailableError(f"Ray at {address or 'this machine'} cannot be used for this build: {text}") from error
     return ray, True
 
 

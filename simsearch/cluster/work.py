@@ -53,8 +53,9 @@ class WorkInfo:
     """The content of `work.json`.
 
     model: name or path of the model, for loading. sources: kind and root of each source, by number. total: number of
-    images. chunk_size: number of images in a chunk; in the file, its name is `share`. batch_size: 0 for the device's
-    default. precision, descriptor: how features are computed; see `Engine.precision` and `Meta.descriptor`.
+    images. chunk_size: number of images in a chunk; `work.json` calls it `share`, as former versions did. batch_size: 0
+    for the device's default. precision, descriptor: how features are computed; see `Engine.precision` and
+    `Meta.descriptor`.
     """
 
     model: str

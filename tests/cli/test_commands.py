@@ -509,4 +509,4 @@ def test_info_of_paths_says_why_they_are_missing(run, pictures):
         {"path": str(notes), "items": [], "failures": [], "reason": "it is not an image"}
     ]
     refused = run("info", notes, "--failures")
-    assert (refused.code, refused.err.splitlines()[0]) == (2, "error: --failures lists the failures of all images")
+    assert (refused.code, refused.err.splitlines()[0]) == (2, "error: --failures and PATH exclude each other")

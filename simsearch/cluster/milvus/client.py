@@ -1,7 +1,7 @@
 """The client of a Milvus collection: the only module that uses pymilvus.
 
-A call that fails is retried with growing pauses until its deadline, if that may help (a server restarts, a collection
-is being loaded). Failures become errors of `simsearch.errors`. Distances are squared, as Milvus returns them.
+A call that fails is retried with growing pauses until its deadline, if the failure may be temporary, for example if a
+server restarts. Failures become errors of `simsearch.errors`. Distances are squared, as Milvus returns them.
 """
 
 from __future__ import annotations
@@ -121,10 +121,9 @@ def _pymilvus() -> Any:
 class MilvusClient:
     """A client of one collection, which need not exist yet. Safe for several threads.
 
-    writing: True if a file of Milvus Lite may be created. The attribute `patience` is the time limit of a call in
-    seconds.
-    Raises UnavailableError, MissingExtraError, and for a file of Milvus Lite also IndexNotFoundError if it does not
-    exist, IndexLockedError if another process has it open.
+    writing: True to create the address's file of Milvus Lite if it does not exist. The attribute `patience` is the time
+    limit of a call in seconds.
+    Raises UnavailableError, MissingExtraError, and for a file of Milvus Lite the errors of `lite.check_file`.
     """
 
     def __init__(self, address: MilvusAddress, *, writing: bool = False) -> None:
@@ -206,8 +205,9 @@ class MilvusClient:
     ) -> None:
         """Creates the collection with its indexes, and loads it.
 
-        dimension, storage: of the features; "float16" or "float32". kind: the kind of index for the features, one of
-        `index_kinds.KINDS`. parameters: for building this index. facts: the properties of the collection.
+        dimension: the number of values in a feature vector. storage: their type, "float16" or "float32".
+        kind: the kind of index for the features, one of `index_kinds.KINDS`. parameters: for building this index.
+        facts: the properties of the collection.
         """
         types = _pymilvus().DataType
         schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -278,18 +278,18 @@ class MilvusClient:
         return int(found[0]["count(*)"])
 
     def query(self, where: str, fields: Sequence[str], *, strong: bool = False) -> list[dict[str, Any]]:
-        """Returns `fields` of the rows that meet the condition `where`: at most LARGEST rows, in no certain order."""
+        """Returns `fields` of at most LARGEST rows that meet `where`, in no certain order. strong: see `count`."""
         return [dict(row) for row in self._query(where, list(fields), strong)]
 
     def scan(self, where: str, fields: Sequence[str], highest: int, *, strong: bool = False) -> Iterator[list[Any]]:
-        """Yields the rows that meet a condition: a list, sorted by id, for each range of SPAN ids up to `highest`."""
+        """Yields the rows that meet `where`, sorted by id: a list per SPAN ids up to `highest`. strong: see `count`."""
         for first in range(0, highest + 1, SPAN):
             within = f"id >= {first} and id < {first + SPAN}"
             rows = self.query(f"{within} and ({where})" if where else within, ["id", *fields], strong=strong)
             yield sorted(rows, key=lambda row: int(row["id"]))
 
     def features(self, ids: Sequence[int], *, strong: bool = False) -> dict[int, NDArray[np.float16]]:
-        """Returns the features of items by id, (D,) float16 each; ids that do not exist are left out."""
+        """Returns the features of items by id, (D,) float16 each; unknown ids are left out. strong: see `count`."""
         found = {}
         for start in range(0, len(ids), ROWS):
             part = [int(number) for number in ids[start : start + ROWS]]

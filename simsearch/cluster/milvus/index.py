@@ -60,8 +60,9 @@ class _Flat:
     def search(self, queries: NDArray[np.float32], k: int, permitted: Permitted | None) -> list[Neighbours]:
         """Finds exactly the k nearest items to each of (nq, D) queries, and the items that tie with the k-th.
 
-        permitted: the items to search; None for all. Raises UsageError if the collection has an approximate index,
-        unless `permitted` has at most DIRECT items.
+        permitted: the items to search; None for all.
+        Raises UsageError if the collection has an approximate index and there is no `permitted` of at most DIRECT
+        items. That few items are searched exactly with any index, because all of them are fetched.
         """
         kind = self.reader.collection.kind
         if kind not in EXACT and (permitted is None or len(permitted) > DIRECT):
@@ -179,7 +180,7 @@ class MilvusIndex:
             raise
 
     def identity_now(self) -> tuple[int, ...]:
-        """Returns `identity`. It is constant, since a push does not make a collection another index."""
+        """Returns `identity`, which never changes: every push into the collection is seen without opening it again."""
         return self.identity
 
     def close(self) -> None:
@@ -231,7 +232,10 @@ class MilvusIndex:
         return self.roots.get(row.root, self.roots.get("", row.root))
 
     def info(self) -> dict[str, Any]:
-        """Describes the collection in plain JSON values. `recall` is None for an approximate index: it is not known."""
+        """Describes the collection in plain JSON values.
+
+        The `recall` of an approximate index is None, because it was not measured.
+        """
         with self.reading() as reader:
             own = reader.collection
             index = {key: value for key, value in self.client.index().items() if isinstance(value, str | int | float)}

@@ -33,7 +33,7 @@ def search_parameters(kind: str, width: int, effort: int | None) -> dict[str, An
     """Returns the parameters for searching an index of this kind; {} for an exact kind.
 
     width: the number of candidates. effort: the value for the parameter that SEARCH_PARAMETERS names for this kind;
-    None for a default value. All parameters but nprobe get at least the value `width`.
+    None for a default value. If the value is less than `width`, `width` is used instead, except for nprobe.
     """
     name = SEARCH_PARAMETERS.get(kind)
     if name is None:

@@ -68,14 +68,14 @@ class PushOptions:
 
     def __post_init__(self) -> None:
         if self.kind is not None and self.kind not in index_kinds.KINDS:
-            raise UsageError(f"no index is of kind {self.kind!r}", hint=f"one of {', '.join(index_kinds.KINDS)}")
+            raise UsageError(f"{self.kind!r} is not a kind of index", hint=f"one of {', '.join(index_kinds.KINDS)}")
 
 
 @dataclass
 class PushReport:
-    """The outcome of a push, in numbers of items.
+    """The outcome of a push: numbers of items, and the kind of the collection's index.
 
-    compared: the items of the sample that was read back, all equal. kind: the kind of the collection's index.
+    compared: the number of items that were read back from the collection and found equal to those of the index.
     """
 
     items: int = 0
@@ -262,7 +262,7 @@ class _Push:
     # -- the end
 
     def finish(self) -> None:
-        """Stores and counts all rows and compares a sample. Raises SimsearchError if they differ from the index."""
+        """Counts the rows, compares a sample and marks the push as complete. Raises SimsearchError for a difference."""
         if self.pushed.sent or self.pushed.deleted:
             self.client.flush()
         found = self.client.count(strong=True)
@@ -297,7 +297,7 @@ class _Push:
 def row_hash(item: Item) -> int:
     """Returns a 63-bit hash of an item's fields, one of which is the file's SHA-256.
 
-    The features are not hashed: they follow from the file's content.
+    The features are not hashed, because the same model computes the same features from the same file.
     """
     fields = [
         item.source,

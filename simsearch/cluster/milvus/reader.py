@@ -204,7 +204,7 @@ class MilvusReader:
         return np.array(found, np.int64), np.array(found, np.int64)
 
     def rows(self, conditions: Iterable[Condition] = ()) -> Any:
-        """Returns the ids of all items, (n,); with conditions, the items that meet them, as `Permitted`.
+        """Returns the ids of all items, (n,), without conditions; else a `Permitted` of the items that meet them.
 
         Raises UsageError if a condition cannot be checked.
         """
@@ -233,9 +233,10 @@ class MilvusReader:
         return Permitted(f"id in {found}", len(found))
 
     def _check_fields(self, wanted: Sequence[Condition], found: int) -> None:
-        """Raises UsageError for a metadata field that no item has. Checks nothing if there are more than SCAN items.
+        """Raises UsageError for a condition on metadata that must be a mistake; see `filters.check_metadata`.
 
-        found: the number of items that meet all conditions.
+        If the collection has more than SCAN items, nothing is checked, because reading all items takes too long.
+        found: the number of items that meet all conditions. It decides which conditions are checked.
         """
         doubtful = any(c.key is not None and (not found or c.operator == "!=") for c in wanted)
         if doubtful and self.collection.count <= SCAN:
@@ -274,5 +275,9 @@ def _item(row: Mapping[str, Any]) -> Item:
 
 
 def _options(outside: object = False) -> dict[str, Any]:
-    """Returns the options of a source. outside: True if its pictures may lie outside its folder."""
+    """Returns the value of `SourceRow.options` for a source of the collection.
+
+    outside: the value that the collection stores for the source after its root, if any. True if pictures of the source
+    may lie outside its folder.
+    """
     return {"outside": True} if outside is True else {}
