@@ -99,7 +99,7 @@ class Connection(io.RawIOBase):
             raise
 
     def _retry(self, call: Callable[..., T], event: int, *arguments: Any) -> T:
-        """Calls a function of the socket, waiting whenever the call would block, and returns the result."""
+        """Calls a function of the socket, and returns its result. Whenever the call would block, waits for `event`."""
         while True:
             self._deadline.left()
             try:

@@ -41,7 +41,8 @@ class BuildOptions:
 
     exclude: patterns of images to leave out, as in a .gitignore; see `exclude.Exclusion`.
     labels: "folder" uses a source's own labels or, if it has none, the names of the images' folders, but no label for
-    images at the top of a source; "none" uses no labels; "auto" uses the rule that the index has recorded for the source, or "folder" for a new source.
+    images at the top of a source; "none" uses no labels; "auto" uses the rule that the index has recorded for the
+    source, or "folder" for a new source.
     prune: remove items whose image is gone.
     keep_gone: set by `--watch`, to compare only sources that exist on this machine. The items of a source that is gone
     stay, even with `prune`, because its disk may be unmounted.

@@ -47,7 +47,7 @@ class LazySnapshot:
     """One snapshot of an index, opened when it is first needed. Safe for many threads.
 
     Some queries need no snapshot: for example, an uploaded picture is prepared without it.
-    read: opens the snapshot; returns its reader, and the sources by their numbers (`Item.source`).
+    read: a function that opens the snapshot and returns its reader, and the sources by their numbers (`Item.source`).
     """
 
     def __init__(self, read: Callable[[], tuple[ItemReader, Mapping[int, Source]]]) -> None:

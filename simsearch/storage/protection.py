@@ -59,9 +59,10 @@ class _Budget:
 
 
 def connect(uri: str, path: Path) -> Connection:
-    """Connects to a database that may come from a stranger. Raises sqlite3.Error.
+    """Opens a database that may come from a stranger, with limits on what its statements may do. Raises sqlite3.Error.
 
-    uri: SQLite's URI of the file, with the mode. path: the path of the same file.
+    uri: the file as SQLite opens it, with the mode ("file:…?mode=ro").
+    path: the path of the same file, whose size determines how much work a statement may do.
     """
     connection = sqlite3.connect(
         uri, uri=True, timeout=60, isolation_level=None, check_same_thread=False, factory=Connection

@@ -327,7 +327,7 @@ def _item(values: Sequence[Any]) -> Item:
     digest, *numbers = rest
     try:
         if type(path) is not bytes or type(digest) is not bytes or not (label is None or type(label) is str):
-            raise TypeError("a text or bytes value has the wrong type")
+            raise TypeError("path, digest or label is of the wrong type")
         if not all(type(each) is int for each in (number, source, *numbers)):
             raise TypeError("a number has the wrong type")
         facts = outside_json.parse_lenient(metadata) if metadata else {}

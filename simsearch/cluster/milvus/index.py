@@ -296,7 +296,7 @@ class _Snapshots:
         return None if reader.collection.kind in EXACT else _Approximate()
 
     def exact_facts(self, reader: MilvusReader) -> dict[str, Any]:
-        """Returns the description of exact searches for `Engine.info`; see `search.snapshot.Snapshots.exact_facts`."""
+        """Returns the part of `Engine.info` about exact search, as `search.snapshot.Snapshots.exact_facts` does."""
         return {"proved": False}
 
     def close(self) -> None:

@@ -36,9 +36,10 @@ def member_path(name: str) -> str:
 
 
 def by_path(members: Iterable[tuple[str, T]]) -> dict[str, T]:
-    """Returns members by path. If several members have the same name, the last of them is used.
+    """Returns members of an archive by the path that `member_path` makes of their name.
 
-    If different names have the same path, a number is added to the path.
+    members: pairs of a name and a member. If a name occurs several times, its last member is used. If different names
+    give the same path, a number is added to the path.
     """
     named = dict(members)
     paths = {name: member_path(name) for name in named}
