@@ -80,7 +80,7 @@ def test_wrong_arguments(fill: Fill, clusters: NDArray[np.float64], installed: N
     engine = fill(clusters).engine
     with pytest.raises(UsageError, match="clusters is 0"):
         engine.map(clusters=0)
-    with pytest.raises(UsageError, match="for parquet"):
+    with pytest.raises(UsageError, match="with parquet only"):
         engine.export("unused", "npy", drawn=engine.map())
     with pytest.raises(UsageError, match="'words'"):
         engine.map(names="words")  # type: ignore[arg-type]
