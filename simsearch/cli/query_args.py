@@ -48,7 +48,7 @@ class Named(bytes):
 
 
 def _pictures_of(text: str) -> list[str]:
-    """Returns the paths of the pictures in the folder `text` and its subfolders, sorted; [text] if it is no folder.
+    """Returns the paths of the pictures in the folder `text` and its subfolders, sorted; [text] if it is not a folder.
 
     Raises UsageError for a folder without pictures.
     """

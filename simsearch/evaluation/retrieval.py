@@ -210,7 +210,7 @@ def measure_recall(
 ) -> RecallReport:
     """Measures how many of the exact nearest neighbours of random items are found by the index's search.
 
-    An item is no neighbour of itself. A match counts as right if it is no farther than the k-th exact neighbour.
+    An item is not its own neighbour. A match counts as right if it is no farther than the k-th exact neighbour.
     k: the number of neighbours. count: the number of queries; an index with fewer items has a query for each item.
     Raises UsageError for an index with fewer than two items.
     """

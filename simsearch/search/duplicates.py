@@ -277,8 +277,8 @@ class _Side:
 def _different_files(members: Sequence[Member]) -> list[int]:
     """Returns the places in `members` of different files, ascending: one place for each file.
 
-    If a file has several names, an item of the second index (if there are two) is preferred, then a name that is no
-    link. Files that are gone or have changed are left out, unless all files are gone (an unmounted disk).
+    If a file has several names, an item of the second index (if there are two) is preferred, then a name that is not
+    a link. Files that are gone or have changed are left out, unless all files are gone (an unmounted disk).
     """
     by_file: dict[Hashable, list[int]] = {}
     gone = 0
