@@ -198,7 +198,7 @@ def representatives(positions: NDArray[np.float32], count: int) -> NDArray[np.in
     positions: (n, 2), one row for each item. The plane is divided into 4, 16, 64, … squares. At each step, for every
     square without a chosen item, the item nearest to the square's centre is chosen. So the items of the first steps,
     which come first in the result, cover the map coarsely, and those of each further step more finely. The items of one
-    step are sorted by row of squares, so a result cut off within a step is denser on one side of the map.
+    step are in a fixed random order, so a result cut off within a step covers the map evenly, too.
     """
     n = len(positions)
     extent = max(float(np.ptp(positions, axis=0).max()), 1e-9)
@@ -215,7 +215,7 @@ def representatives(positions: NDArray[np.float32], count: int) -> NDArray[np.in
         first = order[np.unique(number[order], return_index=True)[1]]
         new = first[~np.isin(number[first], taken)]
         chosen[new] = True
-        found.append(new)
+        found.append(np.random.default_rng(level).permutation(new))
         if chosen.sum() >= min(count, n):
             break
     found.append(np.flatnonzero(~chosen))  # items too near to others to be in a square of their own

@@ -34,7 +34,7 @@ class Map(BaseModel):
     fields: Annotated[list[MapField], Field(description="To colour by; the clusters come first.")]
     representatives: Annotated[
         list[int],
-        Field(description="Places in the lists, sorted so that the first ones lie all over the map."),
+        Field(description="Places in the lists, sorted so that any number of the first ones cover the map evenly."),
     ]
 
 

@@ -101,3 +101,11 @@ def test_representatives_cover_the_map() -> None:
         assert len(cells) == count
     assert sorted(representatives(positions[:50], 100).tolist()) == list(range(50))
     assert len(representatives(np.zeros((30, 2), np.float32), 20)) == 20
+
+
+@pytest.mark.parametrize("count", [150, 600, 2000])
+def test_any_number_of_representatives_cover_the_map_evenly(count: int) -> None:
+    positions = np.random.default_rng(3).random((20_000, 2)).astype(np.float32)
+    chosen = positions[representatives(positions, 4000)[:count]]
+    quarters = np.histogram2d(*chosen.T, bins=2)[0] / count
+    assert np.abs(quarters - 0.25).max() < 0.06
