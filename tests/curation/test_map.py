@@ -107,5 +107,5 @@ def test_representatives_cover_the_map() -> None:
 def test_any_number_of_representatives_cover_the_map_evenly(count: int) -> None:
     positions = np.random.default_rng(3).random((20_000, 2)).astype(np.float32)
     chosen = positions[representatives(positions, 4000)[:count]]
-    quarters = np.histogram2d(*chosen.T, bins=2)[0] / count
+    quarters = np.histogram2d(chosen[:, 0], chosen[:, 1], bins=2)[0] / count
     assert np.abs(quarters - 0.25).max() < 0.06
