@@ -5,6 +5,7 @@ The plugin decodes a file as soon as it opens the file, so the size of the pictu
 
 from __future__ import annotations
 
+import os
 from typing import IO, Any
 
 from PIL import Image
@@ -75,11 +76,12 @@ def _codestream(file: IO[bytes]) -> int:
 
     Raises ImageError if the file has no codestream.
     """
+    end = file.seek(0, os.SEEK_END)
     file.seek(0)
     if file.read(2) == b"\xff\x0a":
         return 0
     start = 0
-    while True:
+    while start < end:  # lengths have 64 bits, but `seek` takes only 63
         file.seek(start)
         head = file.read(16)
         length, name, body = int.from_bytes(head[:4], "big"), head[4:8], start + 8
@@ -90,5 +92,6 @@ def _codestream(file: IO[bytes]) -> int:
         if name == b"jxlp":
             return body + 4
         if length < 8:
-            raise ImageError("a damaged JPEG XL file: it has no picture")
+            break
         start += length
+    raise ImageError("a damaged JPEG XL file: it has no picture")

@@ -116,7 +116,7 @@ def check_parts(file: IO[bytes]) -> None:
     head = file.read(16)
     order, big = "<" if head[:2] == b"II" else ">", head[2:4] in {b"+\0", b"\0+"}
     most = 0
-    with contextlib.suppress(struct.error, OSError, ValueError):  # a damaged file, which Pillow will report
+    with contextlib.suppress(struct.error, OSError, ValueError, OverflowError):  # a damaged file: Pillow will report it
         (start,) = struct.unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)
         file.seek(start)
         (count,) = struct.unpack(order + ("Q" if big else "H"), file.read(8 if big else 2))

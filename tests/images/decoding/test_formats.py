@@ -192,3 +192,11 @@ def test_preview_of_a_raw_file_is_turned(monkeypatch: pytest.MonkeyPatch) -> Non
     decoded = decode.decode_image(HEADS["Fujifilm RAF"])
     assert_close(decoded.image, picture(64, 48).transpose(Image.Transpose.ROTATE_270), 4)
     assert (decoded.width, decoded.height) == (48, 64)
+
+
+def test_box_longer_than_what_a_file_can_have() -> None:
+    """Boxes of JPEG XL have lengths of 64 bits; a file can be read up to 63."""
+    head = b"\0\0\0\x0cJXL \r\n\x87\n" + b"\0\0\0\x01free" + (2**64 - 9).to_bytes(8, "big")
+    with pytest.raises(ImageError, match="JPEG XL"):
+        decode.decode_image(head + bytes(50))
+    decode.decode_memory(head + bytes(50), 128)

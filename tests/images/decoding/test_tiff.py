@@ -210,3 +210,14 @@ def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_complex_numbers_are_refused() -> None:
     with pytest.raises(ImageError, match="a TIFF of 32-bit values of another kind"):
         decode.decode_image(tiff(GREY.astype(np.float32), 1, t339=(6,)))
+
+
+@pytest.mark.parametrize("order", [b"II", b"MM"])
+def test_offset_past_what_a_file_can_have(order: bytes) -> None:
+    """BigTIFF has offsets of 64 bits; a file can be read up to 63."""
+    number = "little" if order == b"II" else "big"
+    numbers_of = [(43, 2), (8, 2), (0, 2), (2**64 - 5, 8)]
+    data = order + b"".join(value.to_bytes(size, number) for value, size in numbers_of) + bytes(100)  # type: ignore[arg-type]
+    assert decode.decode_memory(data, 128) == 0
+    with pytest.raises(ImageError):
+        decode.decode_image(data)
