@@ -25,7 +25,7 @@ SIDE = 64
 ALIKE = 0.75
 """Two views are aligned only if their correlation, at a quarter of their size, is at least this."""
 
-WHOLE, DETAILS = 0.9, 0.55
+WHOLE, DETAILS = 0.9, 0.65
 """Aligned views of copies have at least these correlations, of their grey values and of their details."""
 
 COLOURS = 30.0

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from simsearch.images import likeness, perturb
+from simsearch.images.samples import generate
 
 
 def scene(seed: int, details: int | None = None, size: tuple[int, int] = (240, 180)) -> Image.Image:
@@ -60,6 +61,12 @@ def test_other_pictures_are_no_copies() -> None:
     views = np.stack([likeness.view(scene(seed)) for seed in range(20)])
     first, second = np.triu_indices(20, 1)
     assert not likeness.are_copies(views[first], views[second]).any()
+
+
+def test_a_mirrored_view_of_the_same_kind_is_no_copy() -> None:
+    """Smooth sunsets whose suns and hills lie nearly at mirrored places: drawn for `simsearch sample photos`."""
+    first, second = (generate.draw("sunset", number) for number in (2, 16))
+    assert not agree(first, second)
 
 
 def test_other_colours_are_no_copy() -> None:
