@@ -90,12 +90,6 @@ class QueryImages:
         self.budget = budget or MemoryBudget(DECODING_BYTES)
         self._lock = threading.Lock()  # held by the thread that uses the reader
 
-    def copies(self, image: PreparedImage) -> tuple[int, ...]:
-        """Returns the ids of the items whose file has the same content as the image's file."""
-        with self._lock:
-            digest = image.digest or (self.snapshot.reader.item(image.item).digest if image.item is not None else b"")
-            return tuple(self.snapshot.reader.ids_of(digest)) if digest else ()
-
     def prepare(
         self,
         pictures: Sequence[Picture | int],
