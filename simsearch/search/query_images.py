@@ -193,7 +193,7 @@ class QueryImages:
         except ImageError as error:
             if not self.names_in_errors:
                 raise
-            raise ImageError(f"{name}: {error}", hint=error.hint) from error
+            raise ImageError(f"{name}: {error}", **error.hints) from error
 
 
 def _picture_file(picture: Any, hashed: bool) -> _File:

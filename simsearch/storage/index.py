@@ -50,7 +50,7 @@ class Index:
         if is_address(path):
             raise UsageError(
                 f"{os.fspath(path)} is not an index on disk",
-                hint="give the folder of the index that `simsearch push` copied to this Milvus collection",
+                hint="give the folder of the index that was copied to this Milvus collection",
             )
         self.path, self.roots = Path(path), dict(roots or {})
         with contextlib.ExitStack() as opened:

@@ -41,9 +41,7 @@ def verify(index: OpenIndex, progress: Callable[[int, int], None] = lambda done,
     Raises UsageError for a Milvus collection.
     """
     if not isinstance(index, Index):
-        raise UsageError(
-            f"{index.path} has no files to verify", hint="`simsearch push` makes a collection equal to its index"
-        )
+        raise UsageError(f"{index.path} has no files to verify", hint="a push makes a collection equal to its index")
     while True:
         compactions, report = _verified(index, progress)
         if not report.problems or compactions == index.feature_files.compactions:
