@@ -177,7 +177,8 @@ def _on_disk(index: str | os.PathLike[str]) -> None:
     if is_address(resolve.as_names(index)[0]):
         raise UsageError(
             f"an index cannot be built at {os.fspath(index)}",
-            hint="build it on disk, then `simsearch push` it there",
+            hint="build it on disk, then push it there: simsearch.cluster.milvus.push.push(index, ADDRESS)",
+            shell_hint="build it on disk, then `simsearch push` it there",
         )
 
 
@@ -237,5 +238,6 @@ def _check_features(engine: Engine, features: str | None) -> None:
         return
     raise UsageError(
         f"the index {engine.path} has features {engine.meta.features}, not {features}",
-        hint="leave --features out, or build another index",
+        hint="leave features out, or build another index",
+        shell_hint="leave --features out, or build another index",
     )

@@ -57,6 +57,11 @@ class SimsearchError(Exception):
         if hint and hint not in message:
             self.add_note(f"{HINT}{hint}")
 
+    @property
+    def hints(self) -> dict[str, str | None]:
+        """The two hints as keyword arguments, for an error that is raised in place of this one."""
+        return {"hint": self.hint, "shell_hint": self.shell_hint}
+
 
 class UsageError(SimsearchError, ValueError):
     """An argument that cannot be used."""

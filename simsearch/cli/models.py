@@ -123,7 +123,7 @@ def train_command(source: tuple[str, ...], output: Path, names: Path | None, **o
         with training_progress() as (decoding, log, stop_requested):
             outcome = run.fit(job, progress=decoding, log=log, stop=stop_requested)
     except TrainingInterruptedError as error:
-        note(f"{error}; {error.hint}")
+        note(f"{error}; {error.shell_hint}")
         raise click.exceptions.Exit(INTERRUPTED) from None
     if outcome.bytes:  # the first of several processes wrote the weights and reports them
         for name, scores in outcome.metrics.items():

@@ -56,7 +56,7 @@ def on_ray(
         port = None
     if where != "ray" and (parts.scheme != "ray" or not parts.hostname or port is None):
         raise UsageError(
-            f"--on {where!r} names no cluster", hint="ray, or ray://HOST:PORT; the client port is usually 10001"
+            f"{where!r} names no cluster", hint="ray, or ray://HOST:PORT; the client port is usually 10001"
         )
     return ClusterExtractor(
         lambda work, chunks: _RayScheduler(*_connect(where), work, device, threads, say).run(chunks)
@@ -210,5 +210,6 @@ class _RayScheduler:
         if self.attempts[chunk] == ATTEMPTS:
             raise UnavailableError(
                 f"{ATTEMPTS} workers were lost over chunk {chunk}: {reason}",
-                hint="do they have enough memory? --batch-size makes batches smaller",
+                hint="do they have enough memory? batch_size=N makes batches smaller",
+                shell_hint="do they have enough memory? --batch-size makes batches smaller",
             )

@@ -65,7 +65,7 @@ class Collection:
         """
         items = list(reader.items())
         if not items:
-            raise UsageError("the index has no items", hint="simsearch build SOURCE")
+            raise UsageError("the index has no items", hint="engine.add(SOURCE)", shell_hint="simsearch build SOURCE")
         rows = np.array([item.row for item in items], np.int64)
         return cls(snapshots.current(reader), items, rows, np.argsort(rows), reader.state("generation"))
 

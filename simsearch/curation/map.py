@@ -157,7 +157,8 @@ def check_size(count: int) -> None:
     if count < LEAST:
         raise UsageError(
             f"the index has {count} {'item' if count == 1 else 'items'}, and a map needs at least {LEAST}",
-            hint="simsearch build SOURCE adds more",
+            hint="engine.add(SOURCE) adds more",
+            shell_hint="simsearch build SOURCE adds more",
         )
 
 

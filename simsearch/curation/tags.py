@@ -55,7 +55,11 @@ def spread_labels(
         labels = [seeds.get(item.id) if seeds else item.label for item in items]
         names, given = label_numbers(np.array(labels, object))
         if (given >= 0).all():
-            raise UsageError("all items have labels", hint="--tag NAME=LABEL gives the labels to spread")
+            raise UsageError(
+                "all items have labels",
+                hint="`seeds` gives the labels to spread",
+                shell_hint="--tag NAME=LABEL gives the labels to spread",
+            )
         probable = _spread(graph, given, len(names))
         best = probable.argmax(1)
         sure = probable[np.arange(len(items)), best]

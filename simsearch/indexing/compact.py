@@ -22,7 +22,7 @@ import numpy as np
 from simsearch.errors import IndexDamagedError, SimsearchError
 from simsearch.indexing import meta_update, sketches, upload_folder
 from simsearch.search import binary_codes
-from simsearch.storage.feature_files import PREAMBLE
+from simsearch.storage.feature_files import PREAMBLE, no_such_row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -118,7 +118,7 @@ def _make_plan(reader: Reader) -> _Plan:
     ids, rows = ids[order], rows[order]
     total = reader.state("rows")
     if len(rows) and not 0 <= rows[0] <= rows[-1] < total:
-        raise IndexDamagedError(f"items own rows {rows[0]} to {rows[-1]}, but the index has recorded {total} rows")
+        raise no_such_row(f"items own rows {rows[0]} to {rows[-1]}", total)
     holes = np.flatnonzero(rows != np.arange(len(rows)))
     first = int(holes[0]) if len(holes) else len(rows)
     per_file = reader.shards.rows_per_shard

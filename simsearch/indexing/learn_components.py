@@ -62,7 +62,8 @@ def learn_components(
     if len(rows) < FEWEST:
         raise UsageError(
             f"{len(rows):,} different pictures are too few to learn components from; at least {FEWEST} are needed",
-            hint="build from more pictures, or use --features fc7-unit",
+            hint='build from more pictures, or use features="fc7-unit"',
+            shell_hint="build from more pictures, or use --features fc7-unit",
         )
     return whitened(np.stack(rows), min(descriptor.dimension, len(rows) // ENOUGH), descriptor.whitening)
 

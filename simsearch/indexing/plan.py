@@ -217,11 +217,11 @@ def _compare(
     items, failed = _recorded(reader, place, within)
     partial = place.options.get("partial", False)
     if items and not listing.entries and options.prune and not within and not partial and not emptied:
-        reasons = "; ".join(f"{source.display(path)}: {reason}" for path, reason in listing.unread)
+        reasons = "".join(f"{source.display(path)}: {reason}; " for path, reason in listing.unread)
         raise UsageError(
             f"{source.root} holds no images, but the index has {len(items)} from it",
-            hint=(reasons and reasons + "; ")
-            + "is the disk mounted? `simsearch remove` removes them, --no-prune keeps them",
+            hint=f"{reasons}is the disk mounted? engine.remove removes them, prune=False keeps them",
+            shell_hint=f"{reasons}is the disk mounted? `simsearch remove` removes them, --no-prune keeps them",
         )
     for entry, label in zip(listing.entries, _labels(source, listing.entries, place, options), strict=True):
         item = items.get(entry.path)

@@ -43,7 +43,8 @@ def open_folder(index: Index, create: bool = False) -> Folder:
     try:
         return index.folder.child(FOLDER, create)
     except OSError as error:
-        raise UsageError(f"cannot write {index.path / FOLDER}: {error.strerror}") from error
+        verb = "open or create" if create else "open"
+        raise UsageError(f"cannot {verb} {index.path / FOLDER}: {error.strerror}") from error
 
 
 @contextlib.contextmanager

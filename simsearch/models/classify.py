@@ -61,7 +61,9 @@ def check_classes(model: Any) -> tuple[str, ...]:
     classes: tuple[str, ...] = getattr(model, "classes", ())
     if not classes or not hasattr(model, "logits"):
         raise UsageError(
-            f"model {model.name} has no classes to choose from", hint="use a model trained by `simsearch train`"
+            f"model {model.name} has no classes to choose from",
+            hint="use a model that was trained with labels",
+            shell_hint="use a model trained by `simsearch train`",
         )
     return classes
 

@@ -98,7 +98,8 @@ def find_weights(name: str) -> WeightsFile:
     if name in BUILTIN:
         path = Path(__file__).parent / "weights_data" / BUILTIN[name]
     elif name in RENAMED:
-        raise UsageError(f"the model {name} is called {RENAMED[name]} now", hint=f"--model {RENAMED[name]}")
+        new = RENAMED[name]
+        raise UsageError(f"the model {name} is called {new} now", hint=f'model="{new}"', shell_hint=f"--model {new}")
     elif name.endswith(".onnx"):
         raise UsageError(f"{name} is an ONNX file, but this needs a .safetensors file that simsearch wrote")
     elif name.endswith(".safetensors") or os.sep in name:

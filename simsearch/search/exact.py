@@ -27,11 +27,10 @@ import numpy as np
 
 from simsearch.common.float16 import to_float32
 from simsearch.common.lazy import LazyModule
-from simsearch.errors import IndexDamagedError
 from simsearch.search.faiss_files import MappedShard, open_shard, pool, search_part
 from simsearch.search.ranking import ROUNDING, Neighbours, measured, merged, rank_exact
 from simsearch.search.row_buffer import ROWS, SPARE, RowBuffers
-from simsearch.storage.feature_files import FeatureFiles
+from simsearch.storage.feature_files import FeatureFiles, no_such_row
 from simsearch.storage.random_reader import RandomReader
 
 if TYPE_CHECKING:
@@ -115,7 +114,7 @@ class FlatIndex:
         if k == 0 or not len(queries):
             return [Neighbours(np.zeros(0, np.int64), np.zeros(0))] * len(queries)
         if permitted is not None and not 0 <= permitted[0] <= permitted[-1] < self.rows:
-            raise IndexDamagedError(f"items own rows {permitted[0]} to {permitted[-1]}, but there are {self.rows}")
+            raise no_such_row(f"items own rows {permitted[0]} to {permitted[-1]}", self.rows)
         sketch = self._sketch() if self._devices is None else None
         if sketch is None or sketch.rows > self.rows:
             return self.scan(queries, k, permitted)

@@ -54,8 +54,7 @@ class PreparedQuery:
     """An image to search by, with images that matches should resemble (`plus`) or not resemble (`minus`).
 
     plus_weights, minus_weights: a weight for each image in `plus` and in `minus`.
-    copies: the ids of items whose file has the same content as the image, if the option `no_self` leaves these items
-    out of the matches; otherwise empty.
+    no_self: True to leave out items whose file has the same content as the image.
     """
 
     image: PreparedImage
@@ -63,7 +62,7 @@ class PreparedQuery:
     minus: tuple[PreparedImage, ...] = ()
     plus_weights: tuple[float, ...] = ()
     minus_weights: tuple[float, ...] = ()
-    copies: tuple[int, ...] = ()
+    no_self: bool = False
 
     @property
     def variants(self) -> int:
@@ -71,9 +70,9 @@ class PreparedQuery:
         return 1 if self.image.mirrored is None else 2
 
     @property
-    def left_out(self) -> tuple[int, ...]:
-        """The ids of items that must not be matches: the query itself, its `copies`, and the items in `plus`."""
-        return (*(image.item for image in (self.image, *self.plus) if image.item is not None), *self.copies)
+    def items(self) -> tuple[int, ...]:
+        """The ids of the items that are the query itself or in `plus`; they must not be matches."""
+        return tuple(image.item for image in (self.image, *self.plus) if image.item is not None)
 
 
 def is_id(value: Any) -> bool:

@@ -90,12 +90,6 @@ class QueryImages:
         self.budget = budget or MemoryBudget(DECODING_BYTES)
         self._lock = threading.Lock()  # held by the thread that uses the reader
 
-    def copies(self, image: PreparedImage) -> tuple[int, ...]:
-        """Returns the ids of the items whose file has the same content as the image's file."""
-        with self._lock:
-            digest = image.digest or (self.snapshot.reader.item(image.item).digest if image.item is not None else b"")
-            return tuple(self.snapshot.reader.ids_of(digest)) if digest else ()
-
     def prepare(
         self,
         pictures: Sequence[Picture | int],
@@ -199,7 +193,7 @@ class QueryImages:
         except ImageError as error:
             if not self.names_in_errors:
                 raise
-            raise ImageError(f"{name}: {error}", hint=error.hint) from error
+            raise ImageError(f"{name}: {error}", **error.hints) from error
 
 
 def _picture_file(picture: Any, hashed: bool) -> _File:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +35,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from simsearch.storage.protocols import ItemReader
+
+
+_Examples = tuple[tuple[PreparedImage, ...], tuple[PreparedImage, ...], tuple[float, ...], tuple[float, ...]]
 
 
 class QueryResolver:
@@ -91,8 +93,7 @@ class QueryResolver:
         does not exist, and UsageError for invalid arguments.
         """
         image = self.images.one(picture, crop, flip, hashed=no_self)
-        query = PreparedQuery(image, *self._examples(plus, minus))
-        return replace(query, copies=self.images.copies(image)) if no_self else query
+        return PreparedQuery(image, *self._examples(plus, minus), no_self)
 
     def prepare_many(
         self,
@@ -111,7 +112,7 @@ class QueryResolver:
         """
         examples = self._examples(plus, minus, decode_known=False)
         return [
-            replace(PreparedQuery(image, *examples), copies=self.images.copies(image) if no_self else ())
+            PreparedQuery(image, *examples, no_self)
             for image in self.images.prepare(pictures, crop, flip, hashed=no_self)
         ]
 
@@ -133,7 +134,7 @@ class QueryResolver:
             raise UsageError(f"a vector cannot be {'mirrored' if crop is None else 'cropped'}")
         return PreparedQuery(PreparedImage(vector=as_vector(vector, self.dimension)), *self._examples(plus, minus))
 
-    def _examples(self, plus: Any, minus: Any, *, decode_known: bool = True) -> tuple[Any, ...]:
+    def _examples(self, plus: Any, minus: Any, *, decode_known: bool = True) -> _Examples:
         """Prepares the images in `plus` and `minus`.
 
         decode_known: False to skip decoding files whose features are in the index.
@@ -193,7 +194,19 @@ class QueryResolver:
 
     def rows_left_out(self, queries: Sequence[PreparedQuery]) -> list[list[int]]:
         """Returns, for each query, the row numbers of the items that must not be matches; see `existing_rows`."""
-        return [existing_rows(self.reader, query.left_out) for query in queries]
+        return [existing_rows(self.reader, self.left_out(query)) for query in queries]
+
+    def left_out(self, query: PreparedQuery) -> list[int]:
+        """Returns the ids of the items that must not be matches of a query: its own items and, if wanted, their copies.
+
+        Copies are looked up here and not when the query is prepared, because the index may be replaced in between.
+        Raises ItemNotFoundError.
+        """
+        image, found = query.image, [*query.items]
+        if query.no_self:
+            digest = image.digest or (self.reader.item(image.item).digest if image.item is not None else b"")
+            found += self.reader.ids_of(digest) if digest else []
+        return found
 
     def _known(self, image: PreparedImage) -> NDArray[np.float32] | None:
         """Returns the (D,) features of an image if it is a vector or in the index; None if they must be computed.

@@ -103,8 +103,9 @@ class Batcher:
         start = time.perf_counter()
         with engine.query_resolver(serving=True) as resolver:
             resolved = resolver.resolve([job.query for job in jobs])
+            results: list[Matches | Exception | None] = [r if isinstance(r, Exception) else None for r in resolved]
+            left_out = [resolver.left_out(jobs[n].query) if r is None else [] for n, r in enumerate(results)]
         computed = time.perf_counter()
-        results: list[Matches | Exception | None] = [r if isinstance(r, Exception) else None for r in resolved]
         groups: dict[tuple[int, int, str], list[int]] = {}
         for place, result in enumerate(results):
             if result is None:
@@ -112,7 +113,7 @@ class Batcher:
         for places in groups.values():
             first = jobs[places[0]]
             vectors = np.array([resolved[place] for place in places], np.float32)
-            without = [jobs[place].query.left_out for place in places]
+            without = [left_out[place] for place in places]
             try:
                 answers: Sequence[Matches | Exception] = engine.search_by_vectors(
                     vectors, first.k, without=without, **first.options

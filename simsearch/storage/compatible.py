@@ -21,7 +21,8 @@ def check_same_features(one: OpenIndex, other: OpenIndex) -> None:
         raise ModelMismatchError(
             f"the features of {one.path} ({ours.features}) and {other.path} ({theirs.features})"
             " are computed differently",
-            hint=f"an index built with --features {one.path} has the same features",
+            hint=f'an index built with features="{one.path}" has the same features',
+            shell_hint=f"an index built with --features {one.path} has the same features",
         )
     if not same_model or (ours.recipe, ours.dimension) != (theirs.recipe, theirs.dimension):
         raise ModelMismatchError(

@@ -33,7 +33,11 @@ def create(path: Path, model: Model, features: str = REFERENCE) -> bool:
     if path.exists() and (not path.is_dir() or any(not _is_index_file(child.name) for child in path.iterdir())):
         if (path / "meta.json").exists():
             return False
-        raise UsageError(f"{path} exists and is not an index", hint="give another path with -i/--index")
+        raise UsageError(
+            f"{path} exists and is not an index",
+            hint="give another path as index",
+            shell_hint="give another path with -i/--index",
+        )
     try:
         path.mkdir(parents=True, exist_ok=True)
         folder = Folder.at(path)

@@ -232,6 +232,14 @@ class FeatureFiles:
         return f"{self.path(shard)} does not begin as the feature file {shard} of dimension {self.dimension}"
 
 
+def no_such_row(subject: str, rows: int) -> IndexDamagedError:
+    """Returns the error for a row that does not exist.
+
+    subject: the beginning of the message, such as "an item owns row 9". rows: the number of rows of the index.
+    """
+    return IndexDamagedError(f"{subject} of the features, but the index has only {rows} rows, numbered from 0")
+
+
 def has_holes(descriptor: int) -> bool:
     """Returns True if an open file has holes, which are parts that were never written and take no space on disk.
 

@@ -34,12 +34,15 @@ _KINDS = {
 
 
 class NotRegularError(OSError):
-    """Raised for a link, folder, pipe, socket or device in place of a regular file of an index."""
+    """Raised for a link, folder, pipe, socket or device in place of a file of an index, and for a link to a folder.
 
-    def __init__(self, mode: int, path: Path) -> None:
+    wanted: what should be at the path instead, for the message.
+    """
+
+    def __init__(self, mode: int, path: Path, wanted: str = "a regular file") -> None:
         kind = _KINDS.get(stat.S_IFMT(mode), "something else")
         code = errno.EISDIR if stat.S_ISDIR(mode) else errno.ELOOP
-        super().__init__(code, f"it is {kind}, not a regular file", os.fspath(path))
+        super().__init__(code, f"it is {kind}, not {wanted}", os.fspath(path))
 
 
 def error_for(path: object, error: OSError) -> SimsearchError:
@@ -82,7 +85,7 @@ class Folder:
             with contextlib.suppress(FileNotFoundError):
                 facts = self.stat(name)
                 if stat.S_ISLNK(facts.st_mode):
-                    raise NotRegularError(facts.st_mode, self.path / name) from None
+                    raise NotRegularError(facts.st_mode, self.path / name, "a folder") from None
             return Folder(self.path / name, None)
 
     def close(self) -> None:

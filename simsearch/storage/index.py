@@ -50,7 +50,7 @@ class Index:
         if is_address(path):
             raise UsageError(
                 f"{os.fspath(path)} is not an index on disk",
-                hint="give the folder of the index that `simsearch push` copied to this Milvus collection",
+                hint="give the folder of the index that was copied to this Milvus collection",
             )
         self.path, self.roots = Path(path), dict(roots or {})
         with contextlib.ExitStack() as opened:
@@ -75,6 +75,7 @@ class Index:
             self.database.keep_readable()
             self._lock = threading.Lock()
             self._sources: tuple[int, Sources] = -1, Sources()
+            self._counted: tuple[int, dict[int, int], dict[str, int]] = -1, {}, {}
             with self.reading() as reader:
                 reader.state("rows")
                 source_roots.check(self.roots, reader.sources())
@@ -160,14 +161,14 @@ class Index:
         """Returns a description of the index that consists of plain JSON values."""
         with self.reading() as reader:
             opened = self.sources(reader)
-            counts = reader.count_by_source()
+            counts, labels = self._counts(reader)
             meta = self.meta
             return {
                 "path": os.fspath(self.path),
                 "items": reader.count(),
                 "failures": reader.failure_count(),
-                "labels": reader.label_count(),
-                "label_counts": reader.value_counts("label"),
+                "labels": len(labels),
+                "label_counts": dict(labels),
                 "model": meta.model,
                 "weights_sha256": meta.weights_sha256,
                 "features": meta.features,
@@ -186,6 +187,14 @@ class Index:
                     for row in reader.sources()
                 ],
             }
+
+    def _counts(self, reader: Reader) -> tuple[dict[int, int], dict[str, int]]:
+        """Returns the numbers of items by source and by label; counts all items once for each state of the index."""
+        generation = reader.state("generation")
+        counted = self._counted
+        if counted[0] != generation:
+            counted = self._counted = generation, reader.count_by_source(), reader.value_counts("label")
+        return counted[1:]
 
     # -- meta.json
 

@@ -116,8 +116,10 @@ class IndexModel:
                 raise ModelMismatchError(
                     f"the index {self.index.path} was made by former weights of {name}, {meta.weights_sha256};"
                     f" this version has {digest}",
-                    hint="build a new index, or give the former weights with --model FILE; without them, queries by"
-                    " id (id:N), info, duplicates and export still work",
+                    hint="build a new index, or give the former weights with model=PATH; without them, searches by id,"
+                    " info, duplicates and export still work",
+                    shell_hint="build a new index, or give the former weights with --model FILE; without them, queries"
+                    " by id (id:N), info, duplicates and export still work",
                 )
             raise ModelMismatchError(
                 f"the index {self.index.path} was made by model {meta.model} with weights {meta.weights_sha256},"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simsearch.errors import IndexDamagedError
-from simsearch.storage.feature_files import PREAMBLE, FeatureFiles
+from simsearch.storage.feature_files import PREAMBLE, FeatureFiles, no_such_row
 from simsearch.storage.folder import error_for
 
 if TYPE_CHECKING:
@@ -54,9 +54,7 @@ class RandomReader:
         if not len(rows):
             return out
         if not 0 <= rows.min() <= rows.max() < self.count:
-            raise IndexDamagedError(
-                f"rows {rows.min()} to {rows.max()} were requested, but there are only {self.count}"
-            )
+            raise no_such_row(f"a search needs rows {rows.min()} to {rows.max()}", self.count)
         size, per_shard = self.shards.row_bytes, self.shards.rows_per_shard
         view = out.data.cast("B")
         if len(rows) <= FEW and not (len(rows) > 1 and rows[-1] - rows[0] == len(rows) - 1):

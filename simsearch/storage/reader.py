@@ -19,12 +19,12 @@ import numpy as np
 from simsearch.common import outside_json
 from simsearch.errors import IndexDamagedError, ItemNotFoundError, SimsearchError, UsageError
 from simsearch.storage import checksums, filters
+from simsearch.storage.feature_files import FeatureFiles, no_such_row
 from simsearch.storage.filters import Condition
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from simsearch.storage.feature_files import FeatureFiles
 
 T = TypeVar("T")
 
@@ -266,7 +266,7 @@ class Reader:
         total = self.state("rows")
         if len(found) and not 0 <= found[0] <= found[-1] < total:
             stray = found[0] if found[0] < 0 else found[-1]
-            raise IndexDamagedError(f"{self._path}: an item owns row {stray}, but only {total} are recorded")
+            raise no_such_row(f"{self._path}: an item owns row {stray}", total)
         return found
 
     def stamps(self, conditions: Iterable[Condition] = ()) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -223,3 +223,8 @@ def change(config: TrainConfig, changes: list[str]) -> TrainConfig:
         except ValueError:
             values[key] = value
     return replace(config, **values)
+
+
+def setting_hint(name: str, value: object) -> dict[str, str]:
+    """Returns the two hints of an error to set a setting to a value: for Python, and for the command line."""
+    return {"hint": f"{name}={value}", "shell_hint": f"--set {name}={value}"}

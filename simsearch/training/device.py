@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from simsearch.errors import SimsearchError
+from simsearch.training.config import setting_hint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,8 +63,8 @@ def within_memory(batch: int, device: torch.device) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not _is_memory(error):
             raise
-        hint = f"--set batch_size={max(1, batch // 2)}"
-        raise SimsearchError(f"a batch of {batch} does not fit into the memory of {device}", hint=hint) from error
+        hints = setting_hint("batch_size", max(1, batch // 2))
+        raise SimsearchError(f"a batch of {batch} does not fit into the memory of {device}", **hints) from error
 
 
 def _is_memory(error: Exception) -> bool:

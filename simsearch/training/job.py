@@ -9,7 +9,7 @@ from typing import Any
 
 from simsearch.errors import UsageError
 from simsearch.models import registry
-from simsearch.training.config import PRESETS, TrainConfig, settings
+from simsearch.training.config import PRESETS, TrainConfig, setting_hint, settings
 
 SIDES = {"alexnet": (63, 1024), "lenet5": (32, 32), "convnet4": (15, 1024)}
 
@@ -105,5 +105,34 @@ def check_image_size(job: TrainingJob) -> None:
     """Raises UsageError if the network cannot take images of the configured size."""
     least, most = SIDES[job.architecture]
     if not least <= job.config.image_size <= most:
-        hint = f"--set image_size={least}" + (" or more" if most > least else "")
-        raise UsageError(f"{job.architecture} cannot take {job.config.image_size} pixels", hint=hint)
+        hints = setting_hint("image_size", f"{least} or more" if most > least else least)
+        raise UsageError(f"{job.architecture} cannot take {job.config.image_size} pixels", **hints)
+
+
+def check_output(job: TrainingJob) -> None:
+    """Raises UsageError if the job's files cannot be written or must not be replaced, or if a setting is invalid."""
+    if job.output.suffix != ".safetensors":
+        path = job.output.with_suffix(".safetensors")
+        raise UsageError(
+            f"{job.output} cannot be the output: weights are a .safetensors file",
+            hint=f'output=Path("{path}")',
+            shell_hint=f"-o {path}",
+        )
+    if not job.output.absolute().parent.is_dir():
+        raise UsageError(f"{job.output} cannot be written: its folder does not exist")
+    if not 0 <= job.held_out < 1:
+        raise UsageError(f"held_out is {job.held_out}", hint="0 or more and less than 1")
+    if job.freeze not in FREEZE:
+        raise UsageError(f"freeze is {job.freeze!r}", hint=f"one of {', '.join(FREEZE)}")
+    if job.beside(".checkpoint").exists() and not (job.resume or job.overwrite):
+        raise UsageError(
+            f"an interrupted training left {job.beside('.checkpoint')}",
+            hint="resume=True continues, overwrite=True starts over",
+            shell_hint="--resume continues, --overwrite starts over",
+        )
+    if job.output.exists() and not (job.overwrite or (job.resume and job.beside(".checkpoint").exists())):
+        raise UsageError(
+            f"{job.output} exists already",
+            hint="overwrite=True replaces it",
+            shell_hint="--overwrite replaces it",
+        )

@@ -27,7 +27,7 @@ from torch import nn
 from simsearch.errors import SimsearchError, TrainingInterruptedError, UsageError
 from simsearch.training import augment
 from simsearch.training.batches import Batch, batches
-from simsearch.training.config import TrainConfig
+from simsearch.training.config import TrainConfig, setting_hint
 from simsearch.training.device import autocast_context, compile_with_fallback, within_memory
 from simsearch.training.distributed import ProcessGroup
 from simsearch.training.losses import length_loss, neighbour_loss, similarity_loss
@@ -126,7 +126,9 @@ def train(
                 saver.save(float(loss))
             if stopping:
                 place = f"step {state.step:,} of {training.steps:,}"
-                raise TrainingInterruptedError(f"stopped at {place}", hint="--resume continues")
+                raise TrainingInterruptedError(
+                    f"stopped at {place}", hint="resume=True continues", shell_hint="--resume continues"
+                )
     training.apply_average()
     network.eval()
     return state.seconds
@@ -139,8 +141,8 @@ def _batch_size(config: TrainConfig, images: int, world: ProcessGroup) -> int:
     """
     batch = min(config.batch_size, images)
     if batch % world.size:
-        hint = f"--set batch_size={batch - batch % world.size}" if batch > world.size else None
-        raise UsageError(f"a batch of {batch} images cannot be shared by {world.size} processes evenly", hint=hint)
+        hints = setting_hint("batch_size", batch - batch % world.size) if batch > world.size else {}
+        raise UsageError(f"a batch of {batch} images cannot be shared by {world.size} processes evenly", **hints)
     return batch
 
 
@@ -309,7 +311,7 @@ def _row(training: TrainingState, world: ProcessGroup, rate: _Rate) -> dict[str,
 def _check_loss(loss: float, training: TrainingState) -> None:
     """Raises SimsearchError if the loss is NaN or infinite."""
     if not math.isfinite(loss):
-        raise SimsearchError(f"the loss became {loss} by step {training.state.step}", hint=training.slower_hint())
+        raise SimsearchError(f"the loss became {loss} by step {training.state.step}", **training.slower_hint())
 
 
 @torch.no_grad()

@@ -28,9 +28,9 @@ from simsearch.models.onnx.runtime import choose_device
 from simsearch.models.training_record import TrainingRecord
 from simsearch.training import data as training_data
 from simsearch.training.augment import ColourStats
-from simsearch.training.config import TrainConfig
+from simsearch.training.config import TrainConfig, setting_hint
 from simsearch.training.distributed import ProcessGroup
-from simsearch.training.job import FREEZE, TrainingJob, check_image_size
+from simsearch.training.job import TrainingJob, check_image_size, check_output
 from simsearch.training.log import TrainingLog, silent
 from simsearch.training.loop import train
 from simsearch.training.publish import publish, sample_rows
@@ -80,7 +80,7 @@ def fit(
     stop: when it returns True, a checkpoint is written, and a job with `resume` can continue from it.
     Raises UsageError if the job cannot be done, and TrainingInterruptedError after a stop.
     """
-    _check_output(job)
+    check_output(job)
     device = _device(job.device)
     world = ProcessGroup.join(device)
     if world.rank:  # only the first process reports
@@ -242,12 +242,13 @@ def build(
     if start and start.card.architecture != job.architecture:
         raise UsageError(
             f"{job.start} is of architecture {start.card.architecture}, not {job.architecture}",
-            hint=f"--model {start.card.architecture}",
+            hint=f'architecture="{start.card.architecture}"',
+            shell_hint=f"--model {start.card.architecture}",
         )
     if start and arguments["image_size"] != job.config.image_size:
         size = arguments["image_size"]
         raise UsageError(
-            f"{job.start} takes {size} pixels, not {job.config.image_size}", hint=f"--set image_size={size}"
+            f"{job.start} takes {size} pixels, not {job.config.image_size}", **setting_hint("image_size", size)
         )
     check_image_size(job)
     network = networks_build.build_network(job.architecture, kind(**arguments))
@@ -270,37 +271,23 @@ def build(
     return network, arguments
 
 
-def _check_output(job: TrainingJob) -> None:
-    """Raises UsageError if the job's files cannot be written or must not be replaced, or if a setting is invalid."""
-    if job.output.suffix != ".safetensors":
-        raise UsageError(
-            f"{job.output} cannot be the output: weights are a .safetensors file",
-            hint=f"-o {job.output.with_suffix('.safetensors')}",
-        )
-    if not job.output.absolute().parent.is_dir():
-        raise UsageError(f"{job.output} cannot be written: its folder does not exist")
-    if not 0 <= job.held_out < 1:
-        raise UsageError(f"held_out is {job.held_out}", hint="0 or more and less than 1")
-    if job.freeze not in FREEZE:
-        raise UsageError(f"freeze is {job.freeze!r}", hint=f"one of {', '.join(FREEZE)}")
-    if job.beside(".checkpoint").exists() and not (job.resume or job.overwrite):
-        hint = "--resume continues, --overwrite starts over"
-        raise UsageError(f"an interrupted training left {job.beside('.checkpoint')}", hint=hint)
-    if job.output.exists() and not (job.overwrite or (job.resume and job.beside(".checkpoint").exists())):
-        raise UsageError(f"{job.output} exists already", hint="--overwrite replaces it")
-
-
 def _device(name: str) -> torch.device:
     """Chooses the device of this process. Raises UsageError if not every process of torchrun can have its own GPU."""
     chosen = choose_device(name)
     processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if processes > 1 and chosen.startswith("cuda:"):
         raise UsageError(
-            f"{processes} processes cannot share {chosen}", hint="--device cuda gives each a GPU of its own"
+            f"{processes} processes cannot share {chosen}",
+            hint='device="cuda" gives each a GPU of its own',
+            shell_hint="--device cuda gives each a GPU of its own",
         )
     if processes > 1 and chosen == "cuda" and processes > gpus:
-        hint = f"torchrun --nproc-per-node {gpus}, or --device cpu"
-        raise UsageError(f"{processes} processes need a GPU each, and there are {gpus}", hint=hint)
+        start = f"torchrun --nproc-per-node {gpus}"
+        raise UsageError(
+            f"{processes} processes need a GPU each, and there are {gpus}",
+            hint=f'{start}, or device="cpu"',
+            shell_hint=f"{start}, or --device cpu",
+        )
     if chosen == "cuda" and "LOCAL_RANK" in os.environ:
         chosen = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device(chosen)

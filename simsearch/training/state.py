@@ -17,6 +17,7 @@ from torch import nn
 from simsearch.common.atomic_files import delete_abandoned, replacing
 from simsearch.errors import SimsearchError, UsageError
 from simsearch.training.compression import Compressor
+from simsearch.training.config import setting_hint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,9 +92,9 @@ class TrainingState:
             return config.learning_rate
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup)))
 
-    def slower_hint(self) -> str:
-        """Returns a hint for a training that has diverged: the option that sets a third of its learning rate."""
-        return f"--set learning_rate={self.config.learning_rate / 3:.2g}"
+    def slower_hint(self) -> dict[str, str]:
+        """Returns the hints for a training that has diverged: to set a third of its learning rate."""
+        return setting_hint("learning_rate", f"{self.config.learning_rate / 3:.2g}")
 
     def update_schedule(self, error: float) -> None:
         """Records an epoch's validation error; the schedule "plateau" lowers the learning rate if the error stalls."""
@@ -128,7 +129,7 @@ class TrainingState:
         Raises SimsearchError if a weight is NaN or infinite, or if the file cannot be written.
         """
         if not all(bool(weight.isfinite().all()) for weight in self.network.parameters()):
-            raise SimsearchError(f"a weight is NaN or infinite at step {self.state.step}", hint=self.slower_hint())
+            raise SimsearchError(f"a weight is NaN or infinite at step {self.state.step}", **self.slower_hint())
         self.state.window = self.window.tolist()
         plain = {"config": asdict(self.config), "state": asdict(self.state), "facts": facts}
         content = {

@@ -136,7 +136,7 @@ def test_ignored_groups(copied, run):
         (("--trash", "--hardlink"), "exclude each other"),
         (("--move-to", ""), "names no folder"),
         (("--keep", "best"), "'best' is no rule"),
-        (("--keep", "against"), "--keep against needs another index"),
+        (("--keep", "against"), "the rule 'against' needs another index"),
         (("--keep", "under:nowhere"), "no folder 'nowhere'"),
         (("--trash", "--ignore", "id:1"), "--ignore only marks groups"),
         (("--trash", "--journal", "no/j"), "its folder does not exist"),

@@ -12,7 +12,7 @@ import pytest
 
 from simsearch import api
 from simsearch.engine import Engine
-from simsearch.errors import ItemNotFoundError, UsageError
+from simsearch.errors import IndexDamagedError, ItemNotFoundError, UsageError
 from simsearch.search import exact
 from simsearch.search.exact import FlatIndex
 from simsearch.storage.feature_files import FeatureFiles
@@ -267,6 +267,14 @@ def test_flat_index_with_ties_at_the_last_place(tmp_path: Path, monkeypatch: pyt
             reach = int((distances <= distances[order[min(k, len(rows)) - 1]]).sum()) if len(rows) else 0
             assert found.rows.tolist() == rows[order[:reach]].tolist()
             assert np.array_equal(found.distances, distances[order[:reach]])
+
+
+def test_row_that_does_not_exist(tmp_path: Path) -> None:
+    shards = FeatureFiles(tmp_path, 2, rows_per_shard=8)
+    shards.write(0, np.zeros((5, 2), np.float16))
+    message = "^items own rows 3 to 7 of the features, but the index has only 5 rows, numbered from 0$"
+    with pytest.raises(IndexDamagedError, match=message):
+        FlatIndex(shards, 5).search(np.zeros((1, 2), np.float32), 1, np.array([3, 7]))
 
 
 # -- many readers, one writer

@@ -99,10 +99,10 @@ def test_one_failing_query_leaves_the_others(engine, fresh):
 
 def test_left_out_are_the_ids_it_was_made_from(engine, photos, fresh):
     with engine.query_resolver() as resolver:
-        assert resolver.prepare(3, plus=[5, fresh], minus=[7]).left_out == (3, 5)
-        assert resolver.prepare(photos / "blue" / "3.png", crop=(0, 0, 8, 8)).left_out == ()
-        assert resolver.prepare(3, flip=True, crop=(0, 0, 8, 8)).left_out == (3,)
-        assert resolver.prepare_vector(np.zeros(12), plus=[1]).left_out == (1,)
+        assert resolver.left_out(resolver.prepare(3, plus=[5, fresh], minus=[7])) == [3, 5]
+        assert resolver.left_out(resolver.prepare(photos / "blue" / "3.png", crop=(0, 0, 8, 8))) == []
+        assert resolver.left_out(resolver.prepare(3, flip=True, crop=(0, 0, 8, 8))) == [3]
+        assert resolver.left_out(resolver.prepare_vector(np.zeros(12), plus=[1])) == [1]
 
 
 def test_a_query_outlives_its_snapshot(engine, fresh, tmp_path):

@@ -100,6 +100,28 @@ def test_model_changes_during_search(replaced, tmp_path, photos, monkeypatch, qu
         assert found.json()["model"] == engine.meta.model
 
 
+def test_copies_are_left_out_of_the_index_that_is_searched(replaced, tmp_path, photos, monkeypatch):
+    """The ids of the copies are other ids in the index that replaces the first one during a search."""
+    app = simsearch.create_app(replaced[0])
+    batcher = app.state.service.batchers["default"]
+    submit, data = batcher.submit, (photos / "blue" / "3.png").read_bytes()
+    before = {item.id for item in replaced[0] if item.relative.endswith("blue/3.png")}
+
+    def late(job):
+        if not (tmp_path / "live").samefile(tmp_path / "after"):
+            replaced[1]()
+        return submit(job)
+
+    monkeypatch.setattr(batcher, "submit", late)
+    found = Client(app)("POST", "/v1/search", files=upload(data), data={"k": "100", "no_self": "true"})
+    assert found.status_code == 200, found.text
+    with simsearch.open(tmp_path / "after") as engine:
+        own = {item.id for item in engine if item.relative.endswith("3.png") and "blue" in item.path}
+        everything = {item.id for item in engine}
+    assert len(before) == len(own) == 1 and before != own
+    assert {match["id"] for match in found.json()["matches"]} == everything - own
+
+
 def test_an_index_that_is_gone_and_comes_back(engine, tmp_path, monkeypatch):
     from simsearch.server import reloading
 

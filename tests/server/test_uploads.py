@@ -6,7 +6,8 @@ import json
 import pytest
 
 import simsearch
-from simsearch.indexing import options, sync
+from simsearch.errors import UsageError
+from simsearch.indexing import options, sync, upload_folder
 from simsearch.server.uploads import Uploads
 from tests.helpers.client import Client, code, png, upload
 
@@ -43,6 +44,18 @@ def test_failed_upload_leaves_nothing(engine):
     assert len((engine.path / "uploads" / "items.jsonl").read_text().split()) == 4
     sync.sync(engine.index, engine.model, [], options.BuildOptions())
     assert len(engine) == 25
+
+
+def test_link_in_place_of_the_folder(engine, tmp_path):
+    (engine.path / "uploads").symlink_to(tmp_path)
+    for create, verb in ((False, "open"), (True, "open or create")):
+        message = f"^cannot {verb} {engine.path}/uploads: it is a symbolic link, not a folder$"
+        with pytest.raises(UsageError, match=message):
+            upload_folder.open_folder(engine.index, create)
+    client = Client(simsearch.create_app(engine, writable=True))
+    refused = client("DELETE", "/v1/items/1")
+    assert "cannot open " in refused.text and "write" not in refused.text
+    assert len(engine) == 24
 
 
 def test_an_upload_looks_at_no_other(engine, monkeypatch):

@@ -126,9 +126,13 @@ FOUND: dict[str, tuple[Callable[[Path], object], str]] = {
         "does not begin as the feature file 0",
     ),
     "all shards missing": (lambda i: shutil.rmtree(i / "features"), "000000.f16: No such file"),
-    "impossible row": (lambda i: sql(i, "UPDATE items SET row = 5000 WHERE id = 70"), "an item owns row 5000"),
+    "impossible row": (lambda i: sql(i, "UPDATE items SET row = 5000 WHERE id = 70"), "owns row 5000 of the features"),
     "negative row": (lambda i: sql(i, "UPDATE items SET row = -1 WHERE id = 70"), "an item owns row -1"),
-    "lost block": (lambda i: sql(i, "DELETE FROM blocks WHERE first = 60"), "rows 60 to 120 have no checksum"),
+    "lost block": (lambda i: sql(i, "DELETE FROM blocks WHERE first = 60"), "rows 60 to 119 have no checksum"),
+    "overlapping blocks": (
+        lambda i: sql(i, "UPDATE blocks SET rows = 65 WHERE first = 0"),
+        "rows 60 to 64 have several checksums",
+    ),
     "wrong count of rows": (
         lambda i: sql(i, "UPDATE state SET value = 151 WHERE key = 'rows'"),
         "151 rows are recorded",

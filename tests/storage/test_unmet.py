@@ -11,6 +11,7 @@ import simsearch
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.storage import unmet
+from simsearch.storage.reader import Reader
 from tests.helpers.models import Colours
 from tests.helpers.pictures import draw
 
@@ -72,3 +73,22 @@ def test_counts_of_values(engine: Engine) -> None:
         assert reader.value_counts("place") == {"Paris": 5, "Rome": 1}
         assert reader.value_counts("year") == {}  # numbers
     assert engine.info()["label_counts"] == {"cat": 3, "dog": 2, "owl": 1}
+
+
+def test_info_counts_an_unchanged_index_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, value_counts = [], Reader.value_counts
+
+    def counting(reader: Reader, field: str, limit: int = -1) -> dict[str, int]:
+        counted.append(field)
+        return value_counts(reader, field, limit)
+
+    monkeypatch.setattr(Reader, "value_counts", counting)
+    monkeypatch.setattr(Reader, "label_count", None)  # the same pass over all items once more
+    before = engine.info()
+    before["label_counts"]["cat"] = 100
+    assert engine.info()["label_counts"] == {"cat": 3, "dog": 2, "owl": 1} and counted == ["label"]
+    with Engine(engine.path, model=Colours()) as other:  # as another process does
+        other.remove([item.id for item in other if item.label == "owl"])
+    after = engine.info()
+    assert (after["labels"], after["label_counts"]) == (2, {"cat": 3, "dog": 2}) and counted == ["label"] * 2
+    assert after["sources"][0]["items"] == 5

@@ -119,7 +119,7 @@ def test_out_of_memory_names_a_smaller_batch(data, tmp_path, monkeypatch):
     monkeypatch.setattr(augment, "apply_augmentation", full)
     with pytest.raises(SimsearchError, match="a batch of 16 does not fit") as error:
         run(data, tmp_path / "c")
-    assert error.value.hint == "--set batch_size=8"
+    assert error.value.hint == "batch_size=8" and error.value.shell_hint == "--set batch_size=8"
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ def test_an_interrupted_training_resumes_exactly(pics, tmp_path):
     assert cut.with_suffix(".checkpoint").exists()
     with pytest.raises(UsageError, match="an interrupted training left") as error:
         run.fit(job(pics, cut))
-    assert "--resume" in str(error.value.hint)
+    assert error.value.hint == "resume=True continues, overwrite=True starts over"
+    assert error.value.shell_hint == "--resume continues, --overwrite starts over"
     run.fit(job(pics, cut, resume=True))
 
     def told(path, event, keys):

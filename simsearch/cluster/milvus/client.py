@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simsearch.cluster.milvus import lite
+from simsearch.cluster.milvus import hints, lite
 from simsearch.cluster.milvus.index_kinds import BUILD_PARAMETERS
 from simsearch.common.milvus_address import TOKEN, MilvusAddress
 from simsearch.errors import (
@@ -196,8 +196,8 @@ class MilvusClient:
     def describe(self) -> dict[str, Any]:
         """Returns Milvus's description of the collection: `properties`, `fields`, ... Raises IndexNotFoundError."""
         if not self.exists():
-            hint = f"make one: simsearch push {self.address} -i INDEX"
-            raise IndexNotFoundError(f"there is no collection {self.name} at {self.address.server}", hint=hint)
+            message = f"there is no collection {self.name} at {self.address.server}"
+            raise IndexNotFoundError(message, **hints.make_one(self.address))
         return dict(self.call("describe_collection", collection_name=self.name))
 
     def create(

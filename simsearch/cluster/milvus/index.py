@@ -68,7 +68,8 @@ class _Flat:
         if kind not in EXACT and (permitted is None or len(permitted) > DIRECT):
             raise UsageError(
                 f"{self.reader.client.address} has a {kind} index, which does not search exactly",
-                hint="a collection with a FLAT index does; see `simsearch push --index-type`",
+                hint="a collection with a FLAT index does",
+                shell_hint="a collection with a FLAT index does; see `simsearch push --index-type`",
             )
         return self.candidates(queries, k, permitted)
 

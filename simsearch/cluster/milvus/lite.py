@@ -6,6 +6,7 @@ import fcntl
 import threading
 from pathlib import Path
 
+from simsearch.cluster.milvus import hints
 from simsearch.errors import IndexLockedError, IndexNotFoundError, MissingExtraError, UsageError
 
 _open_counts: dict[Path, int] = {}
@@ -24,8 +25,7 @@ def check_file(file: Path, writing: bool) -> None:
         # Its dependency faiss-cpu would overwrite the files of faiss-gpu, hence --no-deps.
         raise MissingExtraError("Milvus Lite", "cluster", packages="--no-deps milvus-lite pyarrow") from None
     if not writing and not file.exists():
-        hint = f"make one: simsearch push milvus://{file} -i INDEX"
-        raise IndexNotFoundError(f"there is no file {file}", hint=hint)
+        raise IndexNotFoundError(f"there is no file {file}", **hints.make_one(f"milvus://{file}"))
     if not file.parent.is_dir():
         raise UsageError(f"{file} cannot be written: its folder does not exist")
     if file.exists() and not file.is_dir():

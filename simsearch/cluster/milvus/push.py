@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from simsearch.cluster.milvus import index_kinds
+from simsearch.cluster.milvus import hints, index_kinds
 from simsearch.cluster.milvus.client import SPAN, MilvusClient
 from simsearch.cluster.milvus.reader import PROPERTIES
 from simsearch.common import outside_json
@@ -98,7 +98,7 @@ def push(index: Index, target: str, options: PushOptions | None = None) -> PushR
         name = index.meta.features
         raise UsageError(
             f"the features {name} of {index.path} use principal components, which Milvus cannot store",
-            hint="an index with --features fc7, fc7-unit or fc6 can be pushed",
+            hint="an index with the features fc7, fc7-unit or fc6 can be pushed",
         )
     client = MilvusClient(parse_address(target), writing=True)
     try:
@@ -151,20 +151,18 @@ class _Push:
         address, ours = self.client.address, self.index.meta
         facts = self.client.describe().get("properties") or {}
         if not all(name in facts for name in PROPERTIES):
-            raise UsageError(
-                f"the collection {address} was not made by simsearch", hint="name another one; --replace drops it"
-            )
+            raise UsageError(f"the collection {address} was not made by simsearch", **hints.ANOTHER)
         theirs, state = outside_json.parse(facts[PROPERTIES[0]]), outside_json.parse(facts[PROPERTIES[2]])
         if (theirs["weights_sha256"], theirs["recipe"]) != (ours.weights_sha256, ours.recipe):
             raise ModelMismatchError(
                 f"{address} holds features of model {theirs['model']} with weights {theirs['weights_sha256']},"
                 f" the index those of {ours.model} with weights {ours.weights_sha256}",
-                hint="push into another collection; --replace drops this one",
+                **hints.ANOTHER,
             )
         if theirs["created"] != ours.created:
             raise UsageError(
                 f"{address} holds another index, made {theirs['created']}",
-                hint="push into another collection; --replace drops this one",
+                **hints.ANOTHER,
             )
         self.highest = max(self.highest, int(state["highest"]))
         kind = str(self.client.index()["index_type"])
@@ -173,7 +171,7 @@ class _Push:
             (self.options.storage, state["storage"], "storage"),
         ):
             if wanted is not None and wanted != found:
-                raise UsageError(f"{address} has {name} {found}, not {wanted}", hint="--replace makes a new collection")
+                raise UsageError(f"{address} has {name} {found}, not {wanted}", **hints.REPLACE)
         self.storage = state["storage"]
 
     def _facts(self, complete: bool) -> dict[str, str]:
@@ -269,7 +267,8 @@ class _Push:
         if found != self.items:
             raise SimsearchError(
                 f"{self.client.address} has {found:,} rows, the index {self.items:,} items",
-                hint="is another program writing to it? push again, or use --replace",
+                hint="is another program writing to it? push again, or use replace=True",
+                shell_hint="is another program writing to it? push again, or use --replace",
             )
         self._compare()
         self.highest = int(self.reader.ids_and_rows()[0][-1]) if self.items else 0
@@ -288,9 +287,8 @@ class _Push:
         theirs = self.client.features([item.id for item in items], strong=True)
         for item, features in zip(items, mine, strict=True):
             if marks.get(item.id) != row_hash(item) or not np.array_equal(theirs.get(item.id), features):  # type: ignore[arg-type]
-                raise IndexDamagedError(
-                    f"{self.client.address}: item {item.id} is not as it was sent", hint="push with --replace"
-                )
+                message = f"{self.client.address}: item {item.id} is not as it was sent"
+                raise IndexDamagedError(message, **hints.REPLACE)
         self.pushed.compared = len(items)
 
 

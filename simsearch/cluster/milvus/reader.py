@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from simsearch.cluster.milvus import filters
+from simsearch.cluster.milvus import filters, hints
 from simsearch.cluster.milvus.client import SCALARS, SPAN, Hit, MilvusClient
 from simsearch.cluster.milvus.index_kinds import EXACT
 from simsearch.common import outside_json
@@ -78,8 +78,8 @@ def properties(client: MilvusClient) -> list[Any]:
     """Returns the values of PROPERTIES in a collection. Raises IndexNotFoundError if `push` did not make it."""
     facts = client.describe().get("properties") or {}
     if not all(name in facts for name in PROPERTIES):
-        hint = "`simsearch push` makes a collection"
-        raise IndexNotFoundError(f"the collection {client.address} was not made by simsearch", hint=hint)
+        message = f"the collection {client.address} was not made by simsearch"
+        raise IndexNotFoundError(message, **hints.MADE_BY_PUSH)
     return [outside_json.parse(facts[name]) for name in PROPERTIES]
 
 

@@ -94,6 +94,9 @@ class Record:
     returning: bool = False
 
 
+_ANOTHER_PATH = {"hint": "give another path as journal", "shell_hint": "give another path with --journal"}
+
+
 class JournalError(UsageError):
     """The journal cannot be written, so no further action may begin."""
 
@@ -111,10 +114,9 @@ class Journal:
         try:
             self._file = open(path, "xb", buffering=0)  # noqa: SIM115
         except FileExistsError:
-            raise UsageError(f"the journal {path} exists already", hint="give another path with --journal") from None
+            raise UsageError(f"the journal {path} exists already", **_ANOTHER_PATH) from None
         except OSError as error:
-            hint = "give another path with --journal"
-            raise UsageError(f"the journal {path} cannot be written: {error.strerror}", hint=hint) from error
+            raise UsageError(f"the journal {path} cannot be written: {error.strerror}", **_ANOTHER_PATH) from error
         at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         try:
             self._write({"cleanup": FORMAT, "simsearch": __version__, "action": action, "index": index, "at": at})

@@ -53,7 +53,9 @@ class KeepRule:
         if text not in RULES or text == "under:DIR":
             raise UsageError(f"{text!r} is no rule of what to keep", hint=", ".join(RULES))
         if text == "against" and not against:
-            raise UsageError("--keep against needs another index or a folder", hint="--against INDEX|FOLDER")
+            raise UsageError(
+                "the rule 'against' needs another index", hint="against=ENGINE", shell_hint="--against INDEX|FOLDER"
+            )
         return cls(text)
 
     def __call__(self, members: Sequence[Member]) -> int | None:

@@ -22,8 +22,9 @@ def check_available() -> None:
     """Raises UsageError on systems whose desktop has no trash by freedesktop.org: macOS and Windows."""
     if sys.platform in ("darwin", "win32"):
         raise UsageError(
-            "--trash needs a trash as freedesktop.org specifies it, and this system has none",
-            hint="--move-to DIR works everywhere",
+            "this system has no trash as freedesktop.org specifies it",
+            hint='the action "move" works everywhere',
+            shell_hint="--move-to DIR works everywhere",
         )
 
 

@@ -106,7 +106,11 @@ def is_inside(path: str, folder: str) -> bool:
 def _check_inside(file: IO[bytes], folder: str) -> None:
     """Raises ImageError if an open file does not lie below a folder."""
     if not _path_of(file).startswith(os.path.realpath(folder).rstrip("/") + "/"):
-        raise ImageError("the file lies outside its source", hint="`build --allow-outside` permits such files")
+        raise ImageError(
+            "the file lies outside its source",
+            hint="a build with allow_outside=True permits such files",
+            shell_hint="`build --allow-outside` permits such files",
+        )
 
 
 def _path_of(file: IO[bytes]) -> str:

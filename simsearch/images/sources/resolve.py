@@ -174,7 +174,7 @@ def read_remote(address: str) -> bytes:
         with source.stream(path) as file:
             return file.read()
     except ImageError as error:
-        raise ImageError(f"{address}: {error}", hint=error.hint) from error
+        raise ImageError(f"{address}: {error}", **error.hints) from error
     finally:
         source.close()
 
@@ -222,7 +222,7 @@ def read_picture(picture: Any) -> tuple[bytes, str]:
     try:
         return read_path(name), name
     except ImageError as error:
-        raise ImageError(f"{name}: {error}", hint=error.hint) from error
+        raise ImageError(f"{name}: {error}", **error.hints) from error
 
 
 def _read_file_object(file: Any) -> bytes:
@@ -252,7 +252,7 @@ def open_picture(picture: Any, shorter_side: int | None, name: str | None = None
     try:
         return decode.decode_image(data, shorter_side)
     except ImageError as error:
-        raise ImageError(f"{name or found}: {error}", hint=error.hint) from error
+        raise ImageError(f"{name or found}: {error}", **error.hints) from error
 
 
 class RecordedSource(Source):
@@ -284,7 +284,7 @@ class RecordedSource(Source):
                     self._opened.download, self._opened.outside = False, self.outside
                     self._opened.quick = True
                 except UsageError as error:
-                    raise ImageError(str(error), hint=error.hint) from error
+                    raise ImageError(str(error), **error.hints) from error
             return self._opened
 
     @property

@@ -141,7 +141,7 @@ class TorchvisionSource(Source):
         try:
             data = self._dataset()
         except UsageError as error:
-            raise ImageError(str(error), hint=error.hint) from error
+            raise ImageError(str(error), **error.hints) from error
         try:
             if files := _files(data):
                 return read_file(files[int(path)][0])

@@ -83,7 +83,7 @@ def calibrate(
     if file in registry.BUILTIN:
         raise UsageError(
             f"{file} is a built-in model and comes with its ranges",
-            hint="only a weights file of your own can be calibrated: -m FILE.safetensors",
+            hint="only a weights file of your own can be calibrated",
         )
     found = registry.find_weights(file)
     if found.card.architecture != "alexnet":

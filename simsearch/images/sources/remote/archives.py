@@ -102,7 +102,7 @@ class _RemoteArchive(RemoteStoreMixin, Source, Generic[A]):
             try:
                 found = self._opened(self._folder).info(self._name)
             except ImageError as error:
-                raise UsageError(f"{self.root} cannot be read: {error}", hint=error.hint) from error
+                raise UsageError(f"{self.root} cannot be read: {error}", **error.hints) from error
             if found is None:
                 raise UsageError(f"there is no archive at {self.root}")
             if not found.size:
@@ -118,7 +118,7 @@ class _RemoteArchive(RemoteStoreMixin, Source, Generic[A]):
         try:
             return self._opened(self._folder).spool(self._name, self.facts().size or 0)
         except ImageError as error:
-            raise UsageError(f"{self.root} cannot be read: {error}", hint=error.hint) from error
+            raise UsageError(f"{self.root} cannot be read: {error}", **error.hints) from error
 
     def read_part(self, start: int, end: int) -> bytes:
         """Reads the archive's bytes from `start` to before `end`. Raises the errors of `Store.read`."""
@@ -141,7 +141,7 @@ def _as_image_error() -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        raise ImageError(str(error), hint=error.hint) from error
+        raise ImageError(str(error), **error.hints) from error
 
 
 class _Spooled(Source):

@@ -303,5 +303,5 @@ class Store(ABC):
     def _unavailable(self, error: TransientError, done: str) -> UnavailableError:
         return UnavailableError(
             f"{self.root} cannot be {done}: {error} ({self._attempts} attempts)",
-            hint="nothing was removed from the index; the same `build` goes on once the server answers",
+            hint="nothing was removed from the index; the same build goes on once the server answers",
         )
