@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Writes the weights file of a training by `alexnet.py`, and measures what is in it.
 
-    scripts/reproduce/alexnet_file.py SETS WORK/NAME|FILE alexnet.safetensors --data DATA [--manifest FILE]
-        [--image-size N] [--teacher NAME] [--note TEXT]
+    scripts/reproduce/alexnet_file.py SETS WORK/NAME|FILE alexnet.safetensors --data DATA
+        [--manifest FILE [--sources FILE]] [--image-size N] [--teacher NAME] [--note TEXT]
 
 DATA holds tiny-imagenet/val.zip and imagenette160/val.zip. Normalisations are folded into the weights; what
 `--compress` pruned and shared is stored as such, anything else as float16. FILE is the manifest.tsv of `pictures.py`:
 with it, the weights record which pictures they were trained on, so that `eval model` can say so (three bytes a
-picture). NAME is the network that taught, TEXT what the training was begun from.
+picture). With --sources, only pictures of the sources in a `pictures.tsv` are recorded; it is for weights that were
+trained when the list had fewer sources. NAME is the network that taught, TEXT what the training was begun from.
 
 With --image-size, the network takes a larger input than in its training, at which it sees better (`judge.py` compares).
 FILE, in place of a training's folder, is a weights file that was written so before.
@@ -62,12 +63,13 @@ def some_of(folder: Path, count: int) -> TrainingSet:
     return TrainingSet(pixels, np.zeros(count, np.int64), tuple(label for label, _ in CLASSES))
 
 
-def recorded(manifest: Path) -> TrainingRecord:
+def recorded(manifest: Path, sources: Path | None) -> TrainingRecord:
     """The pictures that were trained on and those held out, by the SHA-256 of the files that were laid out."""
     contents: dict[str, list[bytes]] = {"train": [], "held-out": []}
+    known = {line.partition("\t")[0] for line in sources.read_text().splitlines()} if sources else None
     with manifest.open(newline="") as file:
         for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
-            if row["role"] in contents:
+            if row["role"] in contents and (known is None or row["source"] in known):
                 contents[row["role"]].append(bytes.fromhex(row["content"]))
     return TrainingRecord.of(contents["train"], contents["held-out"], TrainingRecord())
 
@@ -163,7 +165,7 @@ def ship(options: argparse.Namespace) -> None:
         COLOUR,
         compress=trained.compressed,
         trained_on=some_of(options.pictures, 2048),
-        record=recorded(options.manifest) if options.manifest else None,
+        record=recorded(options.manifest, options.sources) if options.manifest else None,
     )
     print(f"{options.output}: {options.output.stat().st_size:,} bytes: {json.dumps(metrics, indent=1)}", flush=True)
 
@@ -176,6 +178,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder with the validation sets")
     parser.add_argument("--image-size", type=int, metavar="N", help="a larger input than in training, in pixels")
     parser.add_argument("--manifest", type=Path, metavar="FILE", help="manifest.tsv of the pictures that were laid out")
+    parser.add_argument("--sources", type=Path, metavar="FILE", help="the pictures.tsv of that training")
     parser.add_argument("--teacher", default="EfficientNet-lite2", metavar="NAME", help="[default: %(default)s]")
     parser.add_argument("--note", help="what the training was begun from")
     ship(parser.parse_args())

@@ -69,8 +69,8 @@ def publish(
             metrics[name] |= {"P@6": float(found["P@6"].mean()), "mAP": float(np.nanmean(found["AP"]))}
         if not number:
             distances = similarity.quantiles(features[:512].astype(np.float16))
-    total = sum(value.size for value in decoded.values())
-    kept = sum(np.count_nonzero(value) for value in decoded.values())
+    total = sum(value.size for value in tensors.values())
+    kept = sum(np.count_nonzero(value) for value in tensors.values())
     shown = {name: ", ".join(format_metric(*pair) for pair in scores.items()) for name, scores in metrics.items()}
     training = {**card.training, **({"weights kept": f"{kept / total:.1%} of {total:,}"} if compress else {})}
     card = replace(card, metrics={**shown, **card.metrics}, distances=distances, training=training)
