@@ -50,7 +50,7 @@ class Uploads:
         name = hashlib.sha256(data).hexdigest()
         engine.index.check_in_place()
         folder = upload_folder.open_folder(engine.index, create=True)
-        with self._alone(folder), _writes(folder):
+        with _writes(folder), self._alone(folder):
             self._sweep_once(engine, folder)
             if found := _find(engine, name):
                 self._list_again(engine, folder, found, data)
@@ -118,7 +118,7 @@ class Uploads:
         item. In the other order, the next build would add the picture again.
         """
         folder = upload_folder.open_folder(engine.index)
-        with self._alone(folder) if folder.identity != (0, 0) else self._lock, _writes(folder):
+        with _writes(folder), self._alone(folder) if folder.identity != (0, 0) else self._lock:
             path = engine.paths([engine.item(number)])[0]
             name = path.rpartition("/")[2]
             if path != str(folder.place / name):

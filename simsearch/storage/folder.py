@@ -24,6 +24,7 @@ _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, 
 """Errors that mean that a file of the index is missing or wrong; all other errors come from the system."""
 
 _KINDS = {
+    stat.S_IFREG: "a regular file",
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -74,7 +75,7 @@ class Folder:
     def child(self, name: str, create: bool = False) -> Folder:
         """Opens a subfolder. If it is missing and `create` is False, returns a `Folder` without a descriptor.
 
-        Raises OSError, and NotRegularError for a link.
+        Raises OSError, and NotRegularError for a link, and for a file in place of a folder to create.
         """
         if create:
             with contextlib.suppress(FileExistsError):
@@ -84,7 +85,7 @@ class Folder:
         except (FileNotFoundError, NotADirectoryError):
             with contextlib.suppress(FileNotFoundError):
                 facts = self.stat(name)
-                if stat.S_ISLNK(facts.st_mode):
+                if create or stat.S_ISLNK(facts.st_mode):
                     raise NotRegularError(facts.st_mode, self.path / name, "a folder") from None
             return Folder(self.path / name, None)
 

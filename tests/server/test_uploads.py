@@ -58,6 +58,16 @@ def test_link_in_place_of_the_folder(engine, tmp_path):
     assert len(engine) == 24
 
 
+def test_file_in_place_of_the_folder(engine):
+    (engine.path / "uploads").write_bytes(b"")
+    client = Client(simsearch.create_app(engine, writable=True))
+    refused = client("POST", "/v1/items", files=upload(png((9, 9))))
+    assert refused.status_code == 422, refused.text
+    assert refused.json()["error"]["message"].endswith("uploads: it is a regular file, not a folder")
+    assert client("DELETE", "/v1/items/1").status_code == 204  # it was not uploaded
+    assert len(engine) == 23
+
+
 def test_an_upload_looks_at_no_other(engine, monkeypatch):
     client = Client(simsearch.create_app(engine, writable=True))
     manifest = engine.path / "uploads" / "items.jsonl"

@@ -32,7 +32,7 @@ def test_rows_that_are_not_there(tmp_path: Path) -> None:
     shards = FeatureFiles(tmp_path, 3, rows_per_shard=8)
     shards.write(0, np.zeros((20, 3), np.float16))
     for rows in ([-1, 2], [3, 20], [10**15]):
-        with pytest.raises(IndexDamagedError, match="there are 20"):
+        with pytest.raises(IndexDamagedError, match="the index has only 20 rows"):
             FlatIndex(shards, 20).search(np.zeros((1, 3), np.float32), 2, np.array(rows))
     with pytest.raises(IndexDamagedError):
         FlatIndex(shards, 30).search(np.zeros((1, 3), np.float32), 2, None)
