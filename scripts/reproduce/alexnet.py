@@ -102,6 +102,7 @@ class Config:
     smallest_patch: float = 0.35
     colour: float = 0.1
     coarse: float = 0.0  # share of pictures that the student, not the teacher, sees without their fine detail
+    mixup: float = 0.0  # share of pictures that are mixed with another one, for student and teacher (Zhang et al. 2018)
     noise: float = 0.0  # share of pictures that the student, not the teacher, sees with noise over them
     compress: bool = False
     keep_convolution: float = 0.8
@@ -306,6 +307,18 @@ def coarsen(x: torch.Tensor, share: float, generator: torch.Generator) -> torch.
     return x
 
 
+def mixing(count: int, share: float, generator: torch.Generator) -> torch.Tensor:
+    """Weights (count, 1, 1, 1) of pictures in `mixed`: 1 for most, drawn between 0.5 and 1 for a share of them."""
+    weights = 1 - torch.rand(count, generator=generator) / 2
+    whole = torch.rand(count, generator=generator) >= share
+    return torch.where(whole, 1.0, weights).reshape(-1, 1, 1, 1)
+
+
+def mixed(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Mixes each picture of (B, 3, S, S) with the one before it."""
+    return x * weights + x.roll(1, 0) * (1 - weights)
+
+
 def add_noise(x: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
     """Adds Gaussian noise of a deviation between 0 and NOISE to a share of normalised pictures (B, 3, S, S)."""
     x = x.clone()
@@ -408,6 +421,8 @@ def step_of(training: Training, forward: Any, teacher: Teacher | None, views: Tr
     pixels, labels = (torch.from_numpy(part) for part in pictures.draw(config.batch, random))
     seen = augment.sample_augmentation(config.batch, pixels.shape[1], config.image_size, views, generator)
     x = augment.apply_augmentation(seen, pixels, config.image_size, COLOUR)
+    weights = mixing(config.batch, config.mixup, generator) if config.mixup else None
+    x = x if weights is None else mixed(x, weights)
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate(config, training.step)
     shown = coarsen(x, config.coarse, generator) if config.coarse else x
@@ -421,7 +436,10 @@ def step_of(training: Training, forward: Any, teacher: Teacher | None, views: Tr
         parts["labels"] = F.cross_entropy(logits.float(), labels)
     else:
         side = max(teacher.side, config.image_size)
-        finer = x if side == config.image_size else augment.apply_augmentation(seen, pixels, side, COLOUR)
+        finer = x
+        if side > config.image_size:
+            finer = augment.apply_augmentation(seen, pixels, side, COLOUR)
+            finer = finer if weights is None else mixed(finer, weights)
         taught, soft = teacher(finer)
         training.mean += (taught.mean(0) - training.mean) * max(0.005, 1 / (training.step + 1))
         parts["alike"] = training.queue(features, taught - training.mean)

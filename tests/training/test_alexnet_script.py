@@ -123,7 +123,7 @@ def test_stopped_training_goes_on_unchanged(run, tmp_path):
 
 
 def test_regression_and_orthogonal_steps(run, tmp_path):
-    new = {"regression": 4.0, "orthogonal": 0.15, "coarse": 0.3, "peaks": 0.01}
+    new = {"regression": 4.0, "orthogonal": 0.15, "coarse": 0.3, "peaks": 0.01, "mixup": 0.5}
     run(tmp_path / "stable", steps=2)
     whole = run(tmp_path / "whole", start=tmp_path / "stable", more=3, **new)
     run(tmp_path / "parts", start=tmp_path / "stable", more=2, **new)
@@ -144,6 +144,16 @@ def test_regression_begins_by_least_squares(script):
     assert head(features, taught).item() == 1
     head.fit(features, taught, ridge=1e-6)
     assert head(features, taught).item() < 0.01
+
+
+def test_a_share_of_pictures_is_mixed_with_the_one_before(script):
+    x = torch.arange(400.0).reshape(-1, 1, 1, 1).expand(-1, 3, 4, 4)
+    weights = script.mixing(400, 0.25, torch.Generator().manual_seed(0))
+    assert 0.5 <= weights.min() < 0.6
+    assert 70 < (weights < 1).sum() < 130
+    shown = script.mixed(x, weights)
+    assert torch.equal(shown[weights.flatten() == 1], x[weights.flatten() == 1])
+    torch.testing.assert_close(shown[1:], x[1:] - (1 - weights[1:]).expand(-1, 3, 4, 4))
 
 
 def test_coarse_pictures_lose_detail_and_keep_their_mean(script):
