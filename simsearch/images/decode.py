@@ -74,8 +74,9 @@ def decode_image(
     shorter_side: the pixels that the caller needs along the image's shorter side; None for the full size. If fewer
     pixels are needed than the image has, a JPEG may be decoded at a half, a quarter or an eighth of its size, and an
     image of more than `scaled.LARGE_PIXELS` pixels may be scaled to 1/2, 1/3, 1/4, … of its size. The shorter side then
-    still has at least twice the pixels needed. A panorama of more than `scaled.LARGE_PIXELS` pixels that cannot be
-    scaled down, because its shorter side has too few pixels, is cut to its middle.
+    still has at least `scaled.SPARE` times the pixels needed in a JPEG, and twice these pixels in other files. A
+    panorama of more than `scaled.LARGE_PIXELS` pixels that cannot be scaled down, because its shorter side has too few
+    pixels, is cut to its middle.
     largest: the most pixels that the original may have.
     Raises ImageError, with a reason that can be shown in a list of failures.
     """

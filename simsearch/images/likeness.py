@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 SIDE = 64
 """Side of a view in pixels."""
 
+DECODED = SIDE * 4 // 3 + 1
+"""The `shorter_side` with which a picture is decoded for its view; see `decode.decode_image`."""
+
 ALIKE = 0.75
 """Two views are aligned only if their correlation, at a quarter of their size, is at least this."""
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from simsearch.images import decode
 from simsearch.images.boxes import Box, least_side
+from simsearch.images.decoding.scaled import SPARE
 
 LARGE_PIXELS = 1 << 24
 """Images with more pixels are converted to RGB in bands of rows, if they are scaled down."""
@@ -30,7 +31,7 @@ def peak_memory(data: bytes | IO[bytes], shorter_side: int | None = None, crop: 
             converted = _conversion_bytes(image) + 4 * crop
             copy = image.width * image.height  # less for a JPEG that is decoded at a smaller scale
             if shorter_side is not None and image.format in {"JPEG", "MPO"}:
-                scale = min(8, max(1, shorter // (2 * shorter_side)))
+                scale = min(8, max(1, int(shorter / (SPARE * shorter_side))))
                 copy //= (1 << (scale.bit_length() - 1)) ** 2
     except Exception:
         return 2 * needed

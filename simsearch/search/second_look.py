@@ -110,8 +110,8 @@ class SecondLook:
         try:
             with (
                 recorded.open_recorded(source, item.path, item.digest, decodes=False) as file,
-                self._allowance.budget.hold(memory.peak_memory(file, likeness.SIDE)),
+                self._allowance.budget.hold(memory.peak_memory(file, likeness.DECODED)),
             ):
-                return likeness.view(decode.decode_image(file, likeness.SIDE, largest).image)
+                return likeness.view(decode.decode_image(file, likeness.DECODED, largest).image)
         except ImageError:
             return None

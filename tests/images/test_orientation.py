@@ -139,7 +139,7 @@ def with_xmp(kind: str, image: Image.Image, **options: Any) -> bytes:
 def test_orientation_of_xmp_is_ignored(kind: str) -> None:
     data = with_xmp(kind, picture())
     assert_close(decode.decode_image(data).image, picture(), 4)
-    assert_close(decode.decode_image(data, 10).image, picture(), 4)
+    assert_close(decode.decode_image(data, 30).image, picture(), 4)
     with Image.open(io.BytesIO(data)) as image:
         assert decode.from_pil(image).size == ((HEIGHT, WIDTH) if kind == "TIFF" else (WIDTH, HEIGHT))
         assert kind == "TIFF" or decode.from_pil(image.copy()).size == (WIDTH, HEIGHT)

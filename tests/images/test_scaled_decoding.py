@@ -90,15 +90,15 @@ def test_footprint_counts_memory_while_decoding() -> None:
 
 
 def test_scaled_decoding_agrees_with_pillow() -> None:
-    """Drawn pictures of 7 megapixels, by the shipped weights; scripts/bench/decoding.py does it with photographs."""
+    """Drawn pictures of 9 megapixels, by the shipped weights; scripts/bench/decoding.py does it with photographs."""
     model = load.load_model(device="cpu", images=16)
     assert model.recipe.crop == 192
     fast, plain = [], []
     for number, kind in enumerate(list(generate.KINDS)[:16]):
         out = io.BytesIO()
-        generate.draw(kind, number).resize((3000, 2250), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
+        generate.draw(kind, number).resize((3520, 2640), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
         small = decode.decode_image(out.getvalue(), model.recipe.resize).image
-        assert small.size == (750, 563)
+        assert small.size == (440, 330)
         fast.append(model.recipe.pixels(small))
         plain.append(model.recipe.pixels(decode.decode_image(out.getvalue()).image))
     a, b = (model.features(np.stack(pixels)).astype(np.float64) for pixels in (fast, plain))

@@ -11,18 +11,24 @@ from simsearch.images.decoding.modes import known_top, largest_value, to_rgb
 LARGE_PIXELS = 1 << 24
 """Images with more pixels are scaled down during the conversion to RGB if fewer pixels are needed."""
 
+SPARE = 1.5
+"""A JPEG that is decoded at a smaller scale keeps at least this many times the pixels that are needed along a side.
+
+With 1.5, features of photographs have cosines of 0.9986 or more with those of the photographs decoded at full size.
+"""
+
 MIDDLE = 8
 """A panorama of more than `LARGE_PIXELS` pixels that cannot be scaled down is cut to this aspect ratio."""
 
 
 def draft(image: Image.Image, shorter_side: int | None) -> None:
-    """Makes Pillow decode a JPEG at the smallest scale that keeps 2 * `shorter_side` pixels on its shorter side.
+    """Makes Pillow decode a JPEG at the smallest scale that keeps `SPARE` * `shorter_side` pixels on its shorter side.
 
     Does nothing for other formats, or if `shorter_side` is None.
     """
     if shorter_side is not None and image.format in {"JPEG", "MPO"}:
         width, height = image.size
-        scale = 2 * shorter_side / min(width, height)
+        scale = SPARE * shorter_side / min(width, height)
         if scale < 1:
             image.draft(None, (math.ceil(width * scale - 1e-6), math.ceil(height * scale - 1e-6)))
 
