@@ -63,7 +63,7 @@ def some_of(folder: Path, count: int) -> TrainingSet:
     return TrainingSet(pixels, np.zeros(count, np.int64), tuple(label for label, _ in CLASSES))
 
 
-def recorded(manifest: Path, sources: Path | None) -> TrainingRecord:
+def recorded(manifest: Path, sources: Path | None = None) -> TrainingRecord:
     """The pictures that were trained on and those held out, by the SHA-256 of the files that were laid out."""
     contents: dict[str, list[bytes]] = {"train": [], "held-out": []}
     known = {line.partition("\t")[0] for line in sources.read_text().splitlines()} if sources else None

@@ -140,6 +140,9 @@ def test_weights_record_what_was_laid_out(laid_out):
     data, _, out, _ = laid_out
     record = importlib.import_module("alexnet_file").recorded(out / "manifest.tsv")
     roles = Counter(row["role"] for row in rows_of(out))
+    few = out / "few.tsv"
+    few.write_text("repository\trole\nimagenette160/train.zip\ttrain\n")
+    assert len(importlib.import_module("alexnet_file").recorded(out / "manifest.tsv", few).trained_on) == 39
     assert (len(record.trained_on), len(record.held_out)) == (roles["train"], roles["held-out"])
     with zipfile.ZipFile(data / "imagenette160" / "train.zip") as archive:
         digests = [digest_of(archive.read(name)) for name in archive.namelist()]
