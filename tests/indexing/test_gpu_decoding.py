@@ -35,7 +35,7 @@ class Handed(CellModel):
 
 
 def everything() -> list[bytes]:
-    files = [jpeg(smooth(n, (60 + n, 50))) for n in range(30)]
+    files = [jpeg(smooth(n, (60 + n, 44))) for n in range(30)]
     png = io.BytesIO()
     smooth(99).save(png, "PNG")
     files[3:3] = [png.getvalue(), b"", files[0], files[1][:-30], jpeg(smooth(7), 6), jpeg(smooth(mode="CMYK"))]
