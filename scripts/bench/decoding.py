@@ -6,7 +6,7 @@
 SOURCE is labelled by its folders or columns; choose training images. `--limit` of its images, evenly spread, are
 enlarged to each size and saved as JPEG of quality 90 (0: each file as it is). Plain Pillow decodes the whole picture,
 scales it whole and cuts the centre out. simsearch decodes a JPEG at a half, a quarter or an eighth where that leaves
-twice the pixels needed, and scales only what it keeps. Prints the cosine of both features (least, first percentile,
+1.5 times the pixels needed, and scales only what it keeps. Prints the cosine of both features (least, first percentile,
 median), how many of the six nearest are the same, P@6 by label of both, and each path's CPU milliseconds an image.
 """
 

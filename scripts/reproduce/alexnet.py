@@ -571,6 +571,8 @@ def main() -> None:
     config = Config(**{field.name: getattr(options, field.name) for field in fields(Config)})
     if config.objective == "teacher" and options.teacher is None:
         parser.error("--teacher is needed, or --objective labels")
+    if config.objective == "labels" and config.mixup:
+        parser.error("--mixup is for a teacher, who sees the mixed pictures; labels are not mixed")
     train(config, options)
 
 

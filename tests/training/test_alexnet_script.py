@@ -156,6 +156,13 @@ def test_a_share_of_pictures_is_mixed_with_the_one_before(script):
     torch.testing.assert_close(shown[1:], x[1:] - (1 - weights[1:]).expand(-1, 3, 4, 4))
 
 
+def test_labels_are_not_mixed(script, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["alexnet.py", "sets", "work", "--objective", "labels", "--mixup", "0.5"])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "labels are not mixed" in capsys.readouterr().err
+
+
 def test_coarse_pictures_lose_detail_and_keep_their_mean(script):
     x = torch.rand(40, 3, 128, 128)
     shown = script.coarsen(x, 0.5, torch.Generator().manual_seed(0))
