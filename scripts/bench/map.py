@@ -217,8 +217,10 @@ def main() -> None:
     if options.grid:
         layout.FEW = 0
     cores = len(os.sched_getaffinity(0))
-    print(f"Python {platform.python_version()}, numpy {np.__version__}, {platform.processor() or platform.machine()},"
-          f" {cores} cores")  # fmt: skip
+    print(
+        f"Python {platform.python_version()}, numpy {np.__version__}, {platform.processor() or platform.machine()},"
+        f" {cores} cores"
+    )
     for name in ("openTSNE", "umap-learn", "pacmap"):
         try:
             print(f"{name} {importlib.metadata.version(name)}: {weight(name)}")
@@ -230,8 +232,10 @@ def main() -> None:
         features, labels = synthetic(options.synthetic, options.dimension, options.seed)
         began = time.perf_counter()
         places, distances = neighbours_of(features, layout.NEIGHBOURS)
-        print(f"{len(features):,} points in {features.shape[1]} dimensions,"
-              f" neighbours in {time.perf_counter() - began:.1f} s")  # fmt: skip
+        print(
+            f"{len(features):,} points in {features.shape[1]} dimensions,"
+            f" neighbours in {time.perf_counter() - began:.1f} s"
+        )
         start = fit_pca(features, 2)(features).astype(np.float64)
         start *= 1e-4 / start[:, 0].std()
     random = np.random.default_rng(options.seed)
@@ -249,8 +253,11 @@ def main() -> None:
         trust, kept = trustworthiness(features, positions, chosen)
         found = hills.find_hills(positions.astype(np.float32))
         agreed = f"  ARI {rand_index(labels, found):.3f}" if len(set(labels.tolist())) > 1 else ""
-        print(f"{name:30} {seconds:8.1f} s  trustworthiness {trust:.4f}  kept {kept:.3f}"
-              f"  clusters {found.max() + 1:3}{agreed}", flush=True)  # fmt: skip
+        print(
+            f"{name:30} {seconds:8.1f} s  trustworthiness {trust:.4f}  kept {kept:.3f}"
+            f"  clusters {found.max() + 1:3}{agreed}",
+            flush=True,
+        )
         if options.out:
             options.out.mkdir(parents=True, exist_ok=True)
             np.save(options.out / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.npy", positions)

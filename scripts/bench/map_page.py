@@ -122,8 +122,10 @@ def main() -> None:
             got = page.evaluate(MOVE, kind)
             busy = 1000 * (script_seconds() - before) / got["frames"]
             rate = got["frames"] / got["seconds"]
-            print(f"{kind}: {rate:5.1f} frames/s, 95 % of frames within {got['worst']:.0f} ms;"
-                  f" {busy:.1f} ms of CPU time in the script per frame")  # fmt: skip
+            print(
+                f"{kind}: {rate:5.1f} frames/s, 95 % of frames within {got['worst']:.0f} ms;"
+                f" {busy:.1f} ms of CPU time in the script per frame"
+            )
             if options.screenshots:
                 options.screenshots.mkdir(parents=True, exist_ok=True)
                 page.screenshot(path=options.screenshots / f"{kind}.png")

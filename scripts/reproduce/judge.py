@@ -10,11 +10,15 @@ With --curve, P@6 of several states of one training (copies of its folder) is dr
 With --teacher, an ONNX file of `teacher.py`, also printed is how far the likenesses of 600 pictures of each set
 for choices, and of the training pictures, are from the teacher's: if training pictures are nearly as far as others,
 the network has yet to learn them, and more pictures alone will not help.
+With --snapshots, as `pictures.py` takes them, weights files are measured on 800 pictures of each of the three
+repositories, decoded and computed as a build does, instead: as they are, and scaled down to a shorter side of 128 and
+64 pixels. It tells which input size to ship (`alexnet_file.py --image-size`).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,12 +34,16 @@ import numpy as np
 import torch
 from alexnet import CLASSES, COLOUR, Config, Pictures, Teacher, build
 from alexnet_file import source
-from pictures import origins
+from pictures import git_folder, members, origins, read
 from PIL import Image
 
+from simsearch.errors import ImageError
 from simsearch.evaluation.metrics import LabelledFeatures, retrieval
+from simsearch.images.decode import decode_image
+from simsearch.images.preprocessing import shorter_side
 from simsearch.images.sources.labelled import list_labelled
 from simsearch.models import weights
+from simsearch.models.load import load_model
 from simsearch.models.networks.build import build_network
 from simsearch.models.networks.configs import AlexNetConfig
 from simsearch.reports import charts
@@ -46,7 +54,7 @@ from simsearch.training.publish import features_of
 from simsearch.training.run import recipe_for
 from simsearch.training.similarity_queue import SimilarityQueue
 
-MOST = 600
+MOST, AS_THEY_ARE = 600, 800
 COMPARED = 600
 REPORTED = ("corel", "clothing", "imagenette160/val.zip", "tiny-imagenet/val.zip")
 
@@ -124,6 +132,49 @@ class Likenesses:
         return found
 
 
+def as_they_are(snapshots: Path) -> Iterator[tuple[str, list[Image.Image], np.ndarray]]:
+    """Gives for each repository for choices its name, pictures as a build decodes them, and their labels."""
+    for origin in origins():
+        if origin.role != "choice":
+            continue
+        found, folder = members(origin, Path(), snapshots), str(git_folder(snapshots, origin.name))
+        rows = np.sort(np.random.default_rng(7).permutation(len(found))[:AS_THEY_ARE])
+        images, labels = [], []
+        for address, path in (found[row] for row in rows):
+            with contextlib.suppress(ImageError):
+                images.append(decode_image(read(folder, address)).image)
+                labels.append(Path(path).parent.name.lower().replace("-", ""))
+        yield origin.name.partition("/")[2], images, np.unique(labels, return_inverse=True)[1]
+
+
+def compare_sizes(snapshots: Path, files: list[Path]) -> None:
+    """Prints P@6 of weights files on the pictures as they are and scaled down, and the means over the repositories."""
+    models = {path: load_model(str(path.resolve())) for path in files}
+    sums: dict[tuple[Path, str], list[float]] = {}
+    for name, images, labels in as_they_are(snapshots):
+        for scale in ("as they are", 128, 64):
+            small = images if isinstance(scale, str) else [scaled(image, scale) for image in images]
+            for path, model in models.items():
+                features = np.concatenate(
+                    [model.features(np.stack([model.recipe.pixels(x) for x in some])) for some in batched(small, 64)]
+                )
+                six = np.nanmean(retrieval(LabelledFeatures(features, labels))["P@6"])
+                sums.setdefault((path, str(scale)), []).append(six)
+                print(f"  {name}, {scale}: {path.name} P@6 {six:.3f} ({len(images)} pictures)", flush=True)
+    for (path, scale), values in sums.items():
+        print(f"{path.name}, {scale}: mean P@6 {np.mean(values):.3f}")
+
+
+def scaled(image: Image.Image, side: int) -> Image.Image:
+    """Scales an image down to a shorter side, if it is larger."""
+    return shorter_side(image, side, Image.Resampling.BICUBIC) if min(image.size) > side else image
+
+
+def batched(images: list[Image.Image], size: int) -> Iterator[list[Image.Image]]:
+    for start in range(0, len(images), size):
+        yield images[start : start + size]
+
+
 def hours(path: Path) -> float:
     """Returns the hours of a training so far."""
     return float(torch.load(path / "checkpoint.pt", weights_only=True, mmap=True)["seconds"]) / 3600
@@ -143,7 +194,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--curve", type=Path, metavar="FILE.png")
     parser.add_argument("--teacher", type=Path, metavar="FILE.onnx")
+    parser.add_argument("--snapshots", type=Path, metavar="FOLDER")
     options = parser.parse_args()
+    if options.snapshots:
+        if any(path.is_dir() for path in options.weights):
+            parser.error("--snapshots takes weights files")
+        compare_sizes(options.snapshots, options.weights)
+        return
     if options.curve and not all(path.is_dir() for path in options.weights):
         parser.error("--curve takes the folders of a training, which know its hours")
     curves: dict[str, list[tuple[float, float, float]]] = {}

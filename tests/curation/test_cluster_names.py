@@ -52,8 +52,12 @@ def named(drawn: ItemMap, *arguments: Any) -> list[tuple[str, str]]:
 def test_labels_of_the_majority() -> None:
     drawn = drawing(["cat"] * 7 + ["dog"] * 3, ["dog", "cat"], ["cat"] * 3, ["dog", None], [None] * 3 + ["ape"])
     assert named(drawn) == [
-        ("cat", "labels"), ("cat, dog", "labels"), ("cat 2", "labels"), ("dog", "labels"), ("cluster 5", "number")
-    ]  # fmt: skip
+        ("cat", "labels"),
+        ("cat, dog", "labels"),
+        ("cat 2", "labels"),
+        ("dog", "labels"),
+        ("cluster 5", "number"),
+    ]
     assert [cluster.share for cluster in name_clusters(drawn).clusters] == [0.7, 1.0, 1.0, 1.0, None]
     assert named(drawn, "labels")[4] == ("ape", "labels")
     assert {source for _, source in named(drawn, "numbers")} == {"number"}

@@ -344,9 +344,16 @@ def test_many_points_and_few(browser, tmp_path):
     random = np.random.default_rng(0)
     n = 30_000
     many = MapData(
-        random.normal(0, 30, (n, 2)).astype(np.float32), np.arange(n), np.zeros(n, np.int32), ["all"], [""],
-        [f"/p/{i}.jpg" for i in range(n)], [None] * n, [{}] * n, np.zeros((n, 0), np.int64),
-    )  # fmt: skip
+        random.normal(0, 30, (n, 2)).astype(np.float32),
+        np.arange(n),
+        np.zeros(n, np.int32),
+        ["all"],
+        [""],
+        [f"/p/{i}.jpg" for i in range(n)],
+        [None] * n,
+        [{}] * n,
+        np.zeros((n, 0), np.int64),
+    )
     for data in (one, many):
         save_map(data, tmp_path / "map.html", "t", {})
         page = visit(browser, tmp_path / "map.html")

@@ -1,11 +1,25 @@
 """Fixtures of the service tests: an engine on the photos and a client of its service."""
 
+import gc
 import shutil
+from collections.abc import Iterator
 
 import pytest
 
 import simsearch
 from tests.helpers.client import Client
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _services_end() -> Iterator[None]:
+    """Lets the services of a module go: FastAPI remembers thousands of their functions, each service has open files."""
+    yield
+    from fastapi.dependencies import models
+
+    for function in vars(models).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
+    gc.collect()
 
 
 @pytest.fixture

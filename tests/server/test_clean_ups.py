@@ -49,7 +49,9 @@ def contents(folder):
 
 
 def listed(client, query=""):
-    return client("GET", "/v1/duplicates" + query).json()["groups"]
+    response = client("GET", "/v1/duplicates" + query)
+    assert response.status_code == 200, response.text
+    return response.json()["groups"]
 
 
 def choice(group, keep=(0,)):
