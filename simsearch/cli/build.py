@@ -40,7 +40,7 @@ from simsearch.indexing import options as indexing_options
 @click.option(
     "--features",
     metavar="NAME|INDEX",
-    help="Features of a new index: fc7, another name in docs/models.md, or an existing INDEX to use its features.",
+    help="Features of a new index: fc7, another name in docs/models.md, or an existing INDEX whose features to use.",
     shell_complete=completion.features,
 )
 @click.option("--no-prune", is_flag=True, help="Keep items whose image no longer exists.")
@@ -208,7 +208,7 @@ def remove_command(name: tuple[str, ...], yes: bool, index_path: str) -> None:
                 echo(f"and {len(items) - 20:,} more")
             if not sys.stdin.isatty():
                 raise UsageError(
-                    f"{pluralize(len(items), 'item')} to remove; nothing was removed", hint="confirm with --yes"
+                    f"removing {pluralize(len(items), 'item')} must be confirmed; nothing was removed", hint="add --yes"
                 )
             if not click.confirm(f"Remove {pluralize(len(items), 'item')} from {index_path}?"):
                 echo("nothing was removed")

@@ -158,7 +158,10 @@ def _print_error(message: str, hint: str | None) -> None:
 
 
 def echo(text: str = "", err: bool = False) -> None:
-    """Prints lines of text for people. Escape sequences in the text, for example from names, are made visible."""
+    """Prints lines of text for people. Escape sequences in the text, for example from names, are made visible.
+
+    err: True to print to standard error.
+    """
     click.echo(printable_lines(text), err=err)
 
 
@@ -256,6 +259,6 @@ def check_links(service: str | None, html_file: Path | None, other: bool = False
 def check_folder_exists(file: Path | None) -> None:
     """Raises UsageError if a file to write is an existing folder, or if the folder of the file does not exist."""
     if file is not None and file.is_dir():
-        raise UsageError(f"{file} cannot be written: it is a folder", hint="give the path of a file in it")
+        raise UsageError(f"{file} cannot be written: it is a folder", hint="give the path of a file in this folder")
     if file is not None and not file.absolute().parent.is_dir():
         raise UsageError(f"{file} cannot be written: its folder does not exist")

@@ -18,7 +18,10 @@ Groups = list[list[near.Member]]
 
 
 def summary(groups: Groups, limit: Threshold) -> str:
-    """Returns the number of groups, how near their members are and, if measured, which changed copies are found."""
+    """Returns the lines below the groups: how many there are, the largest distance, and the share of copies found.
+
+    The share is left out if it was not measured. limit: the threshold by which the groups were found.
+    """
     apart = f"at most {limit.farthest:.4g}"
     items = pluralize(sum(map(len, groups)), "item")
     if groups:
@@ -73,8 +76,9 @@ _PLANNED = ("action", "reason", "target")
 
 
 def _entries(group: Sequence[Decision], planned: bool) -> list[dict[str, Any]]:
-    """Returns the members of a group for programs. keep: True for those that `--keep` keeps; without it, the largest.
+    """Returns a dict of JSON values for each member of a group, to be read by programs.
 
+    The value of "keep" is True for the members that `--keep` keeps; without `--keep`, for the largest image.
     planned: True if the decisions are those of `--keep`.
     """
     largest = keep.KeepRule("largest")([decision.member for decision in group])

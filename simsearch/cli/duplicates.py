@@ -64,10 +64,17 @@ _SHOWN = 5
     help="Only list images that INDEX or FOLDER has too. The files of INDEX or FOLDER are never changed.",
     shell_complete=completion.files,
 )
-@click.option("--move-to", metavar="DIR", help="Move the other images to DIR, keeping their relative paths.")
-@click.option("--trash", is_flag=True, help="Put the other images into the desktop's trash.")
-@click.option("--hardlink", is_flag=True, help="Replace identical files by hard links to the one that stays.")
-@click.option("-y", "--yes", is_flag=True, help="Do it; without --yes, only print what would be done.")
+@click.option(
+    "--move-to", metavar="DIR", help="Move duplicates of the image that stays to DIR, keeping their relative paths."
+)
+@click.option("--trash", is_flag=True, help="Put duplicates of the image that stays into the desktop's trash.")
+@click.option("--hardlink", is_flag=True, help="Replace files identical to the image that stays by hard links to it.")
+@click.option(
+    "-y",
+    "--yes",
+    is_flag=True,
+    help="Carry out --move-to, --trash or --hardlink; without --yes, only print what would be done.",
+)
 @click.option(
     "--journal",
     type=click.Path(path_type=Path),

@@ -218,7 +218,7 @@ def _print_class_scores(verdict: retrieval.RetrievalReport) -> None:
 def _write_report(
     engine: Engine, verdict: retrieval.RetrievalReport, path: Path, service: str | None, each: int = 10
 ) -> None:
-    """Writes the scores, then the worst and the best queries, `each` in number. service: see `item_link`."""
+    """Writes an HTML report: scores, the `each` worst queries, the `each` best queries. service: see `item_link`."""
     shown = [*verdict.queries[:each], *verdict.queries[each:][-each:][::-1]]
     rows = [_report_row(engine, query, service) for query in shown]
     facts = {

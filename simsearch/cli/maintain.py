@@ -73,7 +73,7 @@ def compact_command(dry_run: bool, form: str, index_path: str) -> None:
     "--memory",
     type=ByteSize(),
     metavar="BYTES",
-    help="Memory limit of the search structure: 500M, 2G.  [default: none]",
+    help="Memory limit of the approximate search: 500M, 2G.  [default: none]",
 )
 @click.option(
     "--codes",

@@ -54,7 +54,8 @@ else:  # they import torch
 @click.option(
     "--preset",
     metavar="NAME",
-    help="alexnet: paper, fast, small, adapt; lenet5: paper, distorted.  [default: paper]",
+    help="Settings to start from. For alexnet: paper, fast, small, adapt; for lenet5: paper, distorted."
+    "  [default: paper]",
     shell_complete=completion.presets,
 )
 @click.option(
@@ -72,7 +73,9 @@ else:  # they import torch
     help="classification learns the labels; metric also brings features of equal labels closer together."
     "  [default: classification]",
 )
-@click.option("--val", "validation", multiple=True, metavar="SOURCE", help="Validate on these images; repeatable.")
+@click.option(
+    "--val", "validation", multiple=True, metavar="SOURCE", help="Validate on the images of SOURCE; repeatable."
+)
 @click.option(
     "--held-out",
     type=click.FloatRange(0, 1, max_open=True),

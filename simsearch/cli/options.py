@@ -105,10 +105,13 @@ crops_option = click.option(
     type=click.Choice(["1", "10"]),
     default="1",
     show_default=True,
-    help="1 uses the centre of the image; 10 averages over centre, corners and their mirror images.",
+    help="Crops per image: 1 uses its centre; 10 averages over its centre, its corners and their mirror images.",
 )
 exclude_option = click.option(
-    "--exclude", multiple=True, metavar="GLOB", help="Leave out what matches, by the rules of .gitignore; repeatable."
+    "--exclude",
+    multiple=True,
+    metavar="GLOB",
+    help="Leave out paths that match GLOB, by the rules of .gitignore; repeatable.",
 )
 html_option = click.option(
     "--html", "html_file", type=click.Path(path_type=Path), metavar="FILE", help="Write a report to an HTML file."

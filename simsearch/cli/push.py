@@ -23,7 +23,7 @@ from simsearch.storage.index import Index
     "--index-type",
     "kind",
     metavar="KIND",
-    help="Index of a new collection: FLAT, HNSW, IVF_FLAT, IVF_SQ8, DISKANN, GPU_CAGRA, ..."
+    help="Index type of a new collection: FLAT, HNSW, IVF_FLAT, IVF_SQ8, DISKANN, GPU_CAGRA, ..."
     "  [default: FLAT below 10,000 items, then HNSW, DISKANN from 5 million]",
 )
 @click.option(

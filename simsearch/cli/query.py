@@ -220,7 +220,7 @@ def _show_images(
 
 
 def _query_image(engine: Engine, picture: Any, crop: Box | None) -> Image.Image | None:
-    """Returns a query as an image to show, with the part marked that was searched by; None if it cannot be read."""
+    """Returns the image of a query, with its crop marked, to show to people; None if the image cannot be read."""
     found = item_files.decoded(engine.opened_index, picture, SHOWN_SIDE)
     if found is None or crop is None:
         return None if found is None else found.image

@@ -185,7 +185,7 @@ def _open_indexes(arguments: tuple[str, ...], device: str, writable: bool) -> di
         if is_address(path) and writable:
             raise UsageError(f"{path} is a Milvus collection, which cannot be changed", hint="leave out --writable")
         if name in engines:
-            raise UsageError(f"two indexes are called {name!r}", hint="name them: -i NAME=PATH")
+            raise UsageError(f"two indexes are called {name!r}", hint="give them different names: -i NAME=PATH")
         engines[name] = warn_if_incomplete(api.open(path, device=device))
     return engines
 

@@ -264,7 +264,7 @@ def test_other_model_is_refused_naming_both(run, index, tiny_weights, tmp_path):
 def test_remove_asks(run, index, pictures, monkeypatch):
     refused = run("remove", "red/*", stdin=b"")
     assert refused.code == 2
-    assert "4 items to remove" in refused.err
+    assert "removing 4 items must be confirmed" in refused.err
     assert "red/0.png" in refused.out
     assert "6 items; 6 removed" in run("remove", "-y", "id:1", pictures / "red" / "0.png", "*/1.png", "blue/2.png").out
     assert run("verify").code == 0

@@ -135,7 +135,7 @@ def test_ignored_groups(copied, run):
         (("--journal", "j"), "--journal needs something to do"),
         (("--trash", "--hardlink"), "exclude each other"),
         (("--move-to", ""), "names no folder"),
-        (("--keep", "best"), "'best' is no rule"),
+        (("--keep", "best"), "there is no rule 'best'"),
         (("--keep", "against"), "the rule 'against' needs another index"),
         (("--keep", "under:nowhere"), "no folder 'nowhere'"),
         (("--trash", "--ignore", "id:1"), "--ignore only marks groups"),

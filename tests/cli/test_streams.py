@@ -33,7 +33,7 @@ def sh(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
         ("query - -i i <&-", 2, "", "error: standard input is empty or closed"),
         ("query - -i i </dev/null", 2, "", "error: standard input is empty or closed"),
         ("classify - <&-", 2, "", "error: standard input is empty or closed"),
-        ("remove id:1 -i i <&-", 2, "id:1", "error: 1 item to remove; nothing was removed"),
+        ("remove id:1 -i i <&-", 2, "id:1", "error: removing 1 item must be confirmed; nothing was removed"),
         ("query id:1 -i i >&-", 2, "", "error: standard output is closed, so the result is lost"),
         ("query id:1 -i i <&- 2>&-", 0, "1.", ""),
         ("info -i i <&- >&- 2>&-", 2, "", ""),
