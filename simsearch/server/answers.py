@@ -29,9 +29,13 @@ class Item(_Item):
 
 class Match(_Item):
     rank: Annotated[int, Field(ge=1)]
-    distance: Annotated[NotNegative, Field(description="Euclidean.")]
-    image_url: Annotated[str, Field(description="The image's file; relative to the service's address.")]
-    thumbnail_url: Annotated[str, Field(description="A small JPEG of it; relative to the service's address.")]
+    distance: Annotated[
+        NotNegative, Field(description="Euclidean distance of the item's features to those of the query.")
+    ]
+    image_url: Annotated[str, Field(description="URL of the image file, relative to the service's address.")]
+    thumbnail_url: Annotated[
+        str, Field(description="URL of a small JPEG of the image, relative to the service's address.")
+    ]
     similarity: Annotated[
         NotNegative,
         Field(
@@ -42,7 +46,8 @@ class Match(_Item):
 
 
 Notes = Annotated[
-    list[str], Field(description="Only if there is nothing: each condition that no item meets, and what was meant.")
+    list[str],
+    Field(description="If nothing was found: a sentence about each condition that no item meets, with similar values."),
 ]
 
 
@@ -59,7 +64,7 @@ class Answer(BaseModel):
 class Items(BaseModel):
     items: list[Item]
     total: Annotated[Count, Field(description="How many items meet the conditions.")]
-    next: Annotated[int | None, Field(description="Give it as `after` for the next page; null at the end.")]
+    next: Annotated[int | None, Field(description="The value of `after` for the next page; null on the last page.")]
     notes: Notes = []
 
 
@@ -71,9 +76,9 @@ class Value(BaseModel):
 class FieldFacet(BaseModel):
     name: str
     items: Count
-    least: Annotated[float | None, Field(description="If all values are numbers.")]
-    most: float | None
-    values: Annotated[list[Value], Field(description="The most frequent ones.")]
+    least: Annotated[float | None, Field(description="The smallest value if all values are numbers, else null.")]
+    most: Annotated[float | None, Field(description="The largest value if all values are numbers, else null.")]
+    values: Annotated[list[Value], Field(description="The most frequent values.")]
 
 
 class Facets(BaseModel):
@@ -81,49 +86,50 @@ class Facets(BaseModel):
     complete: Annotated[bool, Field(description="False if not all items of a large index were counted.")]
     labels: list[Value]
     folders: list[Value]
-    fields: Annotated[list[FieldFacet], Field(description="Of the metadata.")]
+    fields: Annotated[list[FieldFacet], Field(description="The fields of the items' metadata.")]
 
 
 class Duplicate(Item):
-    distance: Annotated[NotNegative, Field(description="To the first item of its group.")]
-    keep: Annotated[bool, Field(description="True for the one that the rule keeps.")]
+    distance: Annotated[NotNegative, Field(description="Distance to the first item of the group.")]
+    keep: Annotated[bool, Field(description="True for the item that the rule `keep` keeps.")]
     is_copy: Annotated[
         bool,
         Field(
-            description="True for a copy of the first item. If False, other items link the two; a clean-up leaves it."
+            description="True for a copy of the group's first item. False for an item that is linked to the first item "
+            "only through other items of the group; a clean-up does not move it."
         ),
     ]
-    fixed: Annotated[str | None, Field(description="Why this service cannot move it; null if it can.")]
+    fixed: Annotated[str | None, Field(description="Why this service cannot move the item's file; null if it can.")]
 
 
 class DuplicateGroup(BaseModel):
-    group: Annotated[str, Field(description="Changes with every change of the group.")]
-    size: Annotated[int, Field(ge=2, description="The number of its items; at most 200 are listed.")]
-    items: Annotated[list[Duplicate], Field(description="The one to keep first.")]
+    group: Annotated[str, Field(description="The group's name, which changes with every change of the group.")]
+    size: Annotated[int, Field(ge=2, description="The number of items of the group; at most 200 are listed.")]
+    items: Annotated[list[Duplicate], Field(description="The items of the group; the item to keep comes first.")]
 
 
 class DuplicateGroups(BaseModel):
     groups: list[DuplicateGroup]
     total: Annotated[Count, Field(description="How many groups there are.")]
-    items: Annotated[Count, Field(description="How many items they have.")]
-    next: Annotated[str | None, Field(description="Give it as `after` for the next page; null at the end.")]
+    items: Annotated[Count, Field(description="How many items all groups have together.")]
+    next: Annotated[str | None, Field(description="The value of `after` for the next page; null on the last page.")]
     max_distance: Annotated[
         NotNegative,
         Field(
-            description="The parameter of this name, or else the measured limit. With the measured limit, pictures are "
-            "also compared by their pixels, even a little beyond it, so distances in the groups may be larger."
+            description="The largest distance of linked items: the parameter `max_distance` or, without it, a measured "
+            "limit. Pairs a little beyond a measured limit are linked too if their pixels agree."
         ),
     ]
     copies: Annotated[
-        dict[str, float], Field(description="By kind of change, the fraction of changed copies that are found.")
+        dict[str, float], Field(description="For each kind of change, the fraction of changed copies that are found.")
     ]
     complete: Annotated[bool, Field(description="False if not all pairs of a large index were compared.")]
     keep: str
 
 
 class Progress(BaseModel):
-    done: Annotated[Count, Field(description="Items or files so far.")]
-    total: Annotated[Count, Field(description="0 if it is not known yet.")]
+    done: Annotated[Count, Field(description="Number of items or files handled so far.")]
+    total: Annotated[Count, Field(description="Number of all items or files; 0 if not known yet.")]
 
 
 class RunProgress(Progress):
@@ -134,8 +140,8 @@ class CleanedItem(BaseModel):
     id: Annotated[int, Field(ge=0, le=LARGEST_ID)]
     path: str | None
     action: Literal["keep", "leave", "move", "trash"]
-    reason: Annotated[str | None, Field(description="Why it is left where it is.")]
-    target: Annotated[str | None, Field(description="Where it is moved to.")]
+    reason: Annotated[str | None, Field(description="Why the file is left where it is.")]
+    target: Annotated[str | None, Field(description="The path that the file is moved to.")]
 
 
 class CleanUp(BaseModel):
@@ -143,10 +149,12 @@ class CleanUp(BaseModel):
     action: Literal["move", "trash"]
     files: Annotated[Count, Field(description="Files that were moved away, or that a dry run would move away.")]
     bytes: Count
-    removed: Annotated[Count, Field(description="Items that are not in the index any more.")]
+    removed: Annotated[Count, Field(description="Items that were removed from the index.")]
     items: list[CleanedItem]
-    journal: Annotated[str | None, Field(description="For POST /v1/duplicates/restore.")]
-    command: Annotated[str | None, Field(description="The shell command that undoes it on the machine of the service.")]
+    journal: Annotated[str | None, Field(description="The clean-up's name for POST /v1/duplicates/restore.")]
+    command: Annotated[
+        str | None, Field(description="The shell command that undoes the clean-up, on the machine of the service.")
+    ]
 
 
 class PastCleanUp(BaseModel):
@@ -154,14 +162,14 @@ class PastCleanUp(BaseModel):
     at: str
     action: str
     files: Count
-    away: Annotated[Count, Field(description="Files that are not at their place now.")]
+    away: Annotated[Count, Field(description="Files that are not back at their original paths.")]
     running: bool
     command: str
 
 
 class CleanUps(BaseModel):
     action: Annotated[Literal["move", "trash"] | None, Field(description="Null if this service moves no files.")]
-    clean_ups: Annotated[list[PastCleanUp], Field(description="The last 20, the newest first.")]
+    clean_ups: Annotated[list[PastCleanUp], Field(description="The last 20 clean-ups, the newest first.")]
 
 
 class Problem(BaseModel):
@@ -172,7 +180,7 @@ class Problem(BaseModel):
 class Undone(BaseModel):
     journal: str
     files: Annotated[Count, Field(description="Files that were put back.")]
-    untouched: Annotated[Count, Field(description="Files that were at their places already.")]
+    untouched: Annotated[Count, Field(description="Files that were at their original paths already.")]
     indexed: Annotated[Count, Field(description="Items that are in the index again; the next build adds the others.")]
     problems: list[Problem]
 
@@ -188,7 +196,7 @@ class Index(BaseModel):
     generation: int
     model: str
     dimension: Count
-    median_distance: Annotated[NotNegative, Field(description="Between two random images.")]
+    median_distance: Annotated[NotNegative, Field(description="Median distance between two random images.")]
 
 
 class Listing(BaseModel):
@@ -212,8 +220,8 @@ class Ready(BaseModel):
 
 
 class ErrorDetails(BaseModel):
-    code: Annotated[str, Field(description="For programs.")]
-    message: Annotated[str, Field(description="For people.")]
+    code: Annotated[str, Field(description="One word that names the error, for programs.")]
+    message: Annotated[str, Field(description="One sentence about the error, for people.")]
 
 
 class Error(BaseModel):

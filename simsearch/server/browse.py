@@ -114,9 +114,9 @@ class Browser:
             return unmet.unmet(reader, wanted, counts)
 
     def _once(self, engine: Engine, reader: ItemReader, name: Any, make: Callable[[], T]) -> T:
-        """Returns the result for the present state of the index: the result kept in memory, or else that of `make()`.
+        """Returns the result of `make()` for the present state of the index, from memory if it is kept there.
 
-        name: tells the results for the same state apart.
+        name: the key under which this result is kept, among all results for the same state.
         """
         key = engine.opened_index.identity, str(engine.path), reader.state("generation"), name
         with self._lock:

@@ -15,7 +15,9 @@ Rule = Literal["largest", "oldest", "newest", "shortest-path"]
 MOST_GROUPS, MOST_ITEMS = 1000, 200
 """The most groups in a request, and the most items of a group in each of the lists `keep` and `go`."""
 
-GroupName = Annotated[str, Field(pattern="^[0-9a-f]{32}$", description="The `group` that was listed.")]
+GroupName = Annotated[
+    str, Field(pattern="^[0-9a-f]{32}$", description="The name of a group: `group` in the list of duplicates.")
+]
 _Items = Annotated[list[ItemId], Field(min_length=1, max_length=MOST_ITEMS)]
 _Distance = Annotated[
     float | None,
@@ -29,8 +31,8 @@ class Choice(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     group: GroupName
-    keep: Annotated[_Items, Field(description="Items that stay.")]
-    go: Annotated[_Items, Field(description="Items that go.")]
+    keep: Annotated[_Items, Field(description="Ids of the items to keep.")]
+    go: Annotated[_Items, Field(description="Ids of the items to move away.")]
 
 
 class CleanUpRequest(Body):
@@ -46,10 +48,10 @@ class CleanUpRequest(Body):
     groups: Annotated[list[Choice], Field(min_length=1, max_length=MOST_GROUPS)]
     action: Annotated[
         Literal["move", "trash"] | None,
-        Field(description="The expected action; refused if this service takes the other."),
+        Field(description="The action that the client expects; refused if this service takes the other action."),
     ] = None
     max_distance: _Distance = None
-    dry_run: Annotated[bool, Field(description="False to do it.")] = True
+    dry_run: Annotated[bool, Field(description="False to move the files; True to only return the plan.")] = True
 
     @classmethod
     def _check_together(cls, given: dict[str, Any]) -> None:
@@ -72,7 +74,10 @@ class UndoRequest(Body):
 
     must_be: ClassVar[dict[str, str]] = {"journal": "must be the journal of a clean-up"}
 
-    journal: Annotated[str, Field(max_length=100, description="As GET /v1/duplicates/clean-up lists it.")]
+    journal: Annotated[
+        str,
+        Field(max_length=100, description="The clean-up's `journal`, as in the answer of GET /v1/duplicates/clean-up."),
+    ]
 
 
 class IgnoreRequest(Body):
@@ -85,5 +90,7 @@ class IgnoreRequest(Body):
     }
 
     groups: Annotated[list[GroupName], Field(min_length=1, max_length=MOST_GROUPS)]
-    ignored: Annotated[bool, Field(description="False to list them again.")] = True
+    ignored: Annotated[
+        bool, Field(description="True to mark the groups as not duplicates, False to list them again.")
+    ] = True
     max_distance: _Distance = None

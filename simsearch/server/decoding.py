@@ -32,13 +32,14 @@ NICENESS = 10
 
 
 class LargePictureError(SimsearchError):
-    """The error for a picture that needs more memory than the small lane gives to one picture."""
+    """The error for a picture that needs more memory than the lane for small pictures gives to one picture."""
 
 
 class Lane(MemoryBudget):
-    """The threads and the memory of a lane.
+    """The threads and the memory for decoding pictures of one kind, small or large.
 
-    total: bytes for all pictures at once. largest: the most bytes that one picture may need. niceness: of the threads.
+    total: bytes for all pictures at once. largest: the most bytes that one picture may need.
+    niceness: how much the priority of the threads is lowered, as by `os.nice`.
     """
 
     def __init__(self, name: str, threads: int, total: int, largest: int, niceness: int = 0) -> None:
@@ -91,7 +92,10 @@ class LargeLane(Lane):
 
 
 class Lanes:
-    """The lane for small pictures and the lane for large pictures. memory: bytes for both lanes together."""
+    """Two lanes, one for small and one for large pictures, each with its own threads and part of the memory.
+
+    memory: bytes for both lanes together.
+    """
 
     def __init__(self, memory: int) -> None:
         cores = available_cores()

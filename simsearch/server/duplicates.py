@@ -299,7 +299,10 @@ class Duplicates:
             raise ApiError(405, "cleanup_off", message, {"allow": allowed})
 
     def _known(self, served: ReloadableIndex, distance: float | None) -> Found:
-        """Returns the groups for a distance like `GroupFinder.find`; raises ApiError if they must be computed first."""
+        """Returns the known groups for a largest distance, as `GroupFinder.known` does.
+
+        Raises ApiError if the groups must be computed first.
+        """
         found = self.service.finder.known(served, distance)
         if found is None:
             raise ApiError(409, "groups_changed", _CHANGED)

@@ -119,7 +119,7 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 
 
 def _methods(request: Request) -> list[str]:
-    """Returns the methods that are possible at the request's path, for the error about a method that is not.
+    """Returns the HTTP methods that the request's path allows, to be listed in the error about another method.
 
     Starlette's own error lists only the methods of the first route at this path.
     """

@@ -31,7 +31,7 @@ class Items:
         self.service = service
 
     async def item(self, request: Request, number: int) -> Response:
-        """Answers with the JSON fields of an item."""
+        """Answers with the JSON fields of the item with the id `number`."""
         served = self.service.index(request)
         return reply((await self.service.in_thread(lambda: self._item_values(served, [number])))[0])
 
@@ -75,7 +75,7 @@ class Items:
         return served.run(find)
 
     async def image(self, request: Request, number: int) -> Response:
-        """Answers with the image file of an item; a file that browsers cannot show is sent as an attachment."""
+        """Answers with the image file of the item `number`; files that browsers cannot show are sent as attachments."""
         served = self.service.index(request)
         with _image_gone_as_404():
             file, kind = await self.service.in_lane(lambda lane: thumbnails.file(served, number, lane), True)
@@ -97,7 +97,7 @@ class Items:
         self.service.received.add(-held)
 
     async def thumbnail(self, request: Request, number: int, size: int) -> Response:
-        """Answers with a small JPEG of an item's picture."""
+        """Answers with a small JPEG of the picture of the item `number`, at most `size` pixels wide and high."""
         served = self.service.index(request)
         digest = await self.service.in_thread(lambda: thumbnails.digest(served, number))
         tag = f'"{digest.hex()[:32]}-{size}"'
@@ -125,7 +125,7 @@ class Items:
         return response
 
     async def remove(self, request: Request, number: int) -> Response:
-        """Removes an item from the index."""
+        """Removes the item with the id `number` from the index."""
         check_writable(self.service, "GET, HEAD")
         served = self.service.index(request)
         await self.service.in_thread(

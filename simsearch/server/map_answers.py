@@ -10,11 +10,16 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class MapField(BaseModel):
-    name: Annotated[str, Field(description="cluster, label, or a field of the metadata.")]
+    name: Annotated[str, Field(description="cluster, label, or the name of a metadata field.")]
     kind: Literal["category", "number"]
-    names: Annotated[list[str], Field(description="The categories; clusters by size, other values by frequency.")] = []
-    codes: Annotated[list[int | None], Field(description="For each item its place in names; null for none.")] = []
-    values: Annotated[list[float | None], Field(description="For each item its number; null for none.")] = []
+    names: Annotated[list[str], Field(description="The categories, the most frequent first.")] = []
+    codes: Annotated[
+        list[int | None],
+        Field(description="For each item, the position of its category in `names`; null for no category."),
+    ] = []
+    values: Annotated[
+        list[float | None], Field(description="For each item, its value of a field of numbers; null for no value.")
+    ] = []
     notes: Annotated[list[str], Field(description="For each cluster, where its name comes from.")] = []
 
 
@@ -26,22 +31,24 @@ class Map(BaseModel):
     removed: Annotated[Count, Field(description="Items that were removed or changed since the map was drawn.")]
     redraws: Annotated[bool, Field(description="True if this service can draw the map again.")]
     facts: Annotated[dict[str, str], Field(description="How the map was made, for people.")]
-    ids: Annotated[list[int], Field(description="Ascending.")]
+    ids: Annotated[list[int], Field(description="The ids of the items, ascending.")]
     x: list[float]
     y: list[float]
-    folder: Annotated[str, Field(description="The start that all paths share.")]
-    paths: Annotated[list[str], Field(description="The rest of each path.")]
-    fields: Annotated[list[MapField], Field(description="To colour by; the clusters come first.")]
+    folder: Annotated[str, Field(description="The beginning that the paths of all items share.")]
+    paths: Annotated[list[str], Field(description="The path of each item, without the beginning in `folder`.")]
+    fields: Annotated[list[MapField], Field(description="The fields to colour the map by; the clusters come first.")]
     representatives: Annotated[
         list[int],
-        Field(description="Places in the lists, sorted so that any number of the first ones cover the map evenly."),
+        Field(
+            description="Positions of items in the lists, ordered so that the first n cover the map evenly, for any n."
+        ),
     ]
 
 
 class MapProgress(BaseModel):
     step: Literal["neighbours", "layout", "names"]
     done: Count
-    total: Annotated[Count, Field(description="0 if it is not known yet.")]
+    total: Annotated[Count, Field(description="The `done` at the end of the step; 0 if not known yet.")]
 
 
 MAP_EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {

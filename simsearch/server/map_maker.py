@@ -109,7 +109,7 @@ class MapMaker:
     def _look_up(self, engine: Engine) -> tuple[Key, Known | None, bool, ApiError | None]:
         """Returns an index's key, its map or None, True if the map is out of date, and an error or None.
 
-        The error is raised if a map has to be drawn; it is None if this service can draw a map of the index.
+        The error is the reason that this service cannot draw a map of the index; None if it can.
         """
         key = engine.opened_index.identity, str(engine.path)
         with engine.reading() as reader:

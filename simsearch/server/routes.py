@@ -44,26 +44,32 @@ Index = Annotated[str | None, Query(alias="index", description="Name of the inde
 Count = Annotated[int, Whole, Query(ge=1, le=100, description="Number of items.")]
 Numbers = Annotated[
     list[Annotated[int, Whole, Field(ge=0, le=LARGEST_ID)]] | None,
-    Query(alias="id", max_length=200, description="These items; those that do not exist are left out."),
+    Query(alias="id", max_length=200, description="Only the items with these ids; unknown ids are left out."),
 ]
 Limit = Annotated[int | None, Whole, Query(ge=1, le=200, description="Number of items on a page.")]
-After = Annotated[int | None, Whole, Query(ge=0, le=LARGEST_ID, description="The `next` of the page before.")]
+After = Annotated[
+    int | None, Whole, Query(ge=0, le=LARGEST_ID, description="The value of `next` on the previous page.")
+]
 Label = Annotated[str | None, Query(max_length=MOST_CONDITION, description="Only items with this label.")]
 Folder = Annotated[str | None, Query(max_length=MOST_CONDITION, description="Only items in or below this folder.")]
 Filters = Annotated[
     list[Annotated[str, Field(max_length=MOST_CONDITION)]] | None,
-    Query(alias="filter", max_length=32, description="Only items that meet all conditions, written as for a search."),
+    Query(alias="filter", max_length=32, description="Only items that meet all conditions, such as `year>2000`."),
 ]
 Order = Annotated[Sort, Query(description="The order of a page: by the date of the file, or by id.")]
 Size = Annotated[int, Whole, Query(ge=32, le=1024, description="Longer side in pixels.")]
 
 GroupLimit = Annotated[int, Whole, Query(ge=1, le=100, description="Number of groups on a page.")]
 AfterGroup = Annotated[
-    str | None, Query(pattern=r"^[0-9]{1,18}\.[0-9]{1,18}$", description="The `next` of the page before.")
+    str | None, Query(pattern=r"^[0-9]{1,18}\.[0-9]{1,18}$", description="The value of `next` on the previous page.")
 ]
 Distance = Annotated[
     float | None,
-    Query(ge=0, allow_inf_nan=False, description="Largest distance; by default measured on changed copies."),
+    Query(
+        ge=0,
+        allow_inf_nan=False,
+        description="Largest distance of linked items; by default measured on changed copies.",
+    ),
 ]
 Keep = Annotated[Rule, Query(description="The rule that chooses the picture of each group to keep.")]
 Again = Annotated[bool, Query(description="Draw another map if the index has changed since the last one.")]

@@ -142,7 +142,7 @@ def memory_for_requests(engines: Iterable[Engine], promised: int, batch: int) ->
 
 
 def shown_address(host: str, bound: tuple[Any, ...]) -> str:
-    """Returns the URL of a service. If it listens on all addresses: the URL here, and the one for other machines.
+    """Returns the URL of a service as text. If it listens on all addresses, adds the URL for other machines.
 
     host: as given by the user. bound: the address and the port of the listening socket.
     """

@@ -96,7 +96,7 @@ class SearchRequest(Body):
 
     image: Annotated[bytes, Field(json_schema_extra={"format": "binary"})] = b""
     id: Annotated[ItemId, Field(description="An item's id; the item itself is left out.")] = 0
-    vector: Annotated[list[Component], FailFast(), Field(description="Features.")] = []
+    vector: Annotated[list[Component], FailFast(), Field(description="A feature vector to search by.")] = []
     url: Annotated[str, Field(max_length=MOST_URL, json_schema_extra={"format": "uri"})] = ""
 
     @classmethod

@@ -64,7 +64,7 @@ class Searches:
         return reply(values)
 
     def _urls(self, request: Request, served: ReloadableIndex, number: int) -> dict[str, str]:
-        """Returns the URLs of an item's image and thumbnail, without scheme and host."""
+        """Returns the URLs of the image and the thumbnail of the item `number`, without scheme and host."""
         start = f"{request.scope.get('root_path', '')}/v1/items/{number}"
         end = "" if served.name == next(iter(self.service.indexes)) else f"?index={quote(served.name, safe='')}"
         return {"image_url": f"{start}/image{end}", "thumbnail_url": f"{start}/thumbnail{end}"}

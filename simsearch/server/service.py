@@ -120,7 +120,7 @@ class SearchService:
     async def in_thread(self, call: Callable[[], T], pool: ThreadPoolExecutor | None = None) -> T:
         """Runs `call` in a thread and returns its result. Raises ApiError if it takes too long or the service stops.
 
-        pool: the threads to use; None for the threads of the small lane.
+        pool: the threads to use; None for the threads that also decode small pictures.
         """
         try:
             work = asyncio.get_running_loop().run_in_executor(pool or self.lanes.small.pool, call)
@@ -129,8 +129,9 @@ class SearchService:
         return await self.in_time(work)
 
     async def in_lane(self, call: Callable[[Lane], T], of_item: bool) -> T:
-        """Returns the result of `call`, which decodes a picture in the small lane, or in the large lane if necessary.
+        """Returns the result of `call`, which decodes a picture in the lane for small or the lane for large pictures.
 
+        The lane for large pictures is used if the other one raises LargePictureError; see `decoding.Lanes`.
         of_item: True for the picture of an item, False for a picture that comes from the request.
         """
         try:

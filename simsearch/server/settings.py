@@ -101,7 +101,7 @@ class Settings:
             object.__setattr__(self, name, tuple(texts))
         for name in ("writable", "allow_cleanup", "allow_urls", "relative"):
             if not isinstance(getattr(self, name), bool):
-                raise UsageError(f"{name} is {getattr(self, name)!r}", hint="True or False")
+                raise UsageError(f"{name} is {getattr(self, name)!r}, not True or False")
         for name in _NUMBERS:
             if not isinstance(getattr(self, name), int if name in _WHOLE else int | float):
                 raise UsageError(f"{name} is {getattr(self, name)!r}, not a {'whole ' * (name in _WHOLE)}number")
@@ -125,7 +125,7 @@ class Settings:
             if value is None:
                 continue
             if not self.allow_cleanup:
-                raise UsageError(f"{name} is of no use without a clean-up", hint="set allow_cleanup as well")
+                raise UsageError(f"{name} has no effect without allow_cleanup", hint="set allow_cleanup as well")
             if not isinstance(value, str | os.PathLike) or not os.fspath(value):
                 raise UsageError(f"{name} is {value!r}, which names no folder")
             object.__setattr__(self, name, os.path.abspath(os.path.expanduser(value)))

@@ -112,7 +112,7 @@ class Uploads:
                 upload_folder.sweep(engine.index, folder)
 
     def remove(self, engine: Engine, number: int) -> None:
-        """Removes an item, and its file if it was added over HTTP. Raises ItemNotFoundError.
+        """Removes the item with the id `number`, and its file if it was added over HTTP. Raises ItemNotFoundError.
 
         The line of the manifest is removed before the item: if the process dies in between, the next build removes the
         item. In the other order, the next build would add the picture again.

@@ -457,8 +457,8 @@ def undo_all(client):
 def test_settings_that_cannot_be_used(engine, photos, tmp_path):
     cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"allow_cleanup": True}, "changes the index"),
-        ({"writable": True, "move_to": "x"}, "move_to is of no use"),
-        ({"writable": True, "journals": "x"}, "journals is of no use"),
+        ({"writable": True, "move_to": "x"}, "move_to has no effect"),
+        ({"writable": True, "journals": "x"}, "journals has no effect"),
         ({"writable": True, "allow_cleanup": True, "move_to": ""}, "names no folder"),
         ({"writable": True, "allow_cleanup": True, "move_to": str(photos / "sub")}, "inside the source"),
         ({"writable": True, "allow_cleanup": True, "move_to": str(photos / "z" / "copy.png")}, "not a folder"),
