@@ -253,7 +253,7 @@ class AnnIndex:
         with OneThread() if len(queries) == 1 else contextlib.nullcontext():
             entries: NDArray[np.int64] = self.index.search(projected, wanted, params=parameters)[1]
         if entries.size and entries.max() >= len(self.rows):
-            raise IndexDamagedError("the search structure names entries that it does not have")
+            raise IndexDamagedError("the approximate search is damaged: it returned entries that it does not have")
         return entries
 
     # -- files

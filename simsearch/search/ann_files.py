@@ -56,7 +56,7 @@ def load(folder: Folder, parameters: dict[str, Any], compactions: int = 0) -> An
         made.data = data
         return made
     except UNREADABLE as error:
-        raise IndexDamagedError(f"the search structure {folder.path} cannot be used: {error}") from error
+        raise IndexDamagedError(f"the approximate search in {folder.path} cannot be used: {error}") from error
 
 
 def read_settings(parameters: dict[str, Any]) -> AnnSettings:
@@ -123,7 +123,11 @@ def check_faiss_index(index: Any, setting: AnnSettings, entries: int) -> None:
 
 
 def _rows(folder: Folder, parameters: dict[str, Any], compactions: int) -> tuple[NDArray[np.int64], int]:
-    """Reads the row number of each entry after `compactions` compactions; also returns the number of rows covered."""
+    """Reads the row number of each entry after `compactions` compactions.
+
+    Also returns the number of rows in the feature files when the FAISS index was built.
+    parameters: those that `AnnIndex.save` returned.
+    """
     if compactions == parameters.get("epoch", 0):
         return sealed.read_array(folder, "rows.npy"), int(parameters["covered"])
     arrays = sealed.read_arrays(folder, f"rows.{compactions}.npz")
@@ -135,6 +139,7 @@ def renumber(folder: Folder, parameters: dict[str, Any], live: NDArray[np.int64]
 
     The row numbers before the compaction stay on disk for processes that still read the old feature files. Older row
     numbers are deleted.
+    parameters: those that `AnnIndex.save` returned.
     live: (n,) the rows that the compaction keeps, ascending.
     old, new: the number of compactions before and after this one.
     Raises IndexDamagedError, or one of the errors in UNREADABLE, if the row numbers before the compaction cannot be

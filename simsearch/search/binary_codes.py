@@ -98,7 +98,7 @@ def load(folder: Folder, parameters: dict[str, Any], compactions: int) -> AnnInd
         ann_files.check_rows(rows, covered)
         return BinaryCodeIndex(setting, codes, entries, rows, covered, compactions)
     except _UNREADABLE as error:
-        raise IndexDamagedError(f"the search structure {folder.path} cannot be used: {error}") from error
+        raise IndexDamagedError(f"the approximate search in {folder.path} cannot be used: {error}") from error
 
 
 def _read_encoder(folder: Folder) -> HashEncoder:
@@ -108,10 +108,11 @@ def _read_encoder(folder: Folder) -> HashEncoder:
 def _base(
     folder: Folder, parameters: dict[str, Any], compactions: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
-    """Reads the codes, their row numbers, and the number of rows covered.
+    """Reads the codes, their row numbers, and the number of rows whose codes are not in `added` files.
 
     Reads what `AnnIndex.save` wrote, or what the last compaction wrote if there was a compaction after `save`. The
-    `added` files, with the codes of the rows that were added later, are not read.
+    `added` files have the codes of the rows that were added later; they are not read.
+    parameters: those that `AnnIndex.save` returned.
     """
     if compactions == parameters.get("epoch", 0):
         entries, rows = (sealed.read_array(folder, f"{part}.npy") for part in ("entries", "rows"))
@@ -158,7 +159,7 @@ def extend(folder: Folder, parameters: dict[str, Any], flat: FlatIndex) -> int:
         ]
         sealed.write_array(folder, f"added.{compactions}.{start}.npy", np.concatenate(parts))
     except _UNREADABLE as error:
-        raise IndexDamagedError(f"the search structure {folder.path} cannot be used: {error}") from error
+        raise IndexDamagedError(f"the approximate search in {folder.path} cannot be used: {error}") from error
     return flat.rows
 
 

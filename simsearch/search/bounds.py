@@ -233,6 +233,7 @@ def _point(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns s(x) for each row, (n, w), and an upper bound of its distance from the exact s(x), (n,).
 
+    rotation: (d, d), of the grid. defect: from `defect_of`.
     components, squared, product: from `project`. The components beyond the first d are ignored.
     """
     d = len(rotation)

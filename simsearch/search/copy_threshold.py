@@ -58,11 +58,12 @@ _METHOD = 2
 
 @dataclass(frozen=True)
 class Threshold:
-    """The limit up to which two pictures count as near-identical.
+    """The limits up to which two pictures count as near-identical.
 
-    reach: a pair at most this far apart is near-identical if its pixels agree; 0 if no pixels are to be compared.
-    distance: a pair whose pixels are not compared is near-identical if it is at most this far apart. This is so for all
-    pairs if the reach is 0, and for pairs with a picture that cannot be read.
+    reach: the largest distance at which the pixels of two pictures are compared. The pictures are near-identical if
+    their pixels agree. If the reach is 0, no pixels are compared.
+    distance: the largest distance of near-identical pictures whose pixels are not compared, because the reach is 0 or
+    one of the two cannot be read.
     copies: the fraction of changed copies that are found, by the name of the change (see `perturb.COPIES`).
     """
 

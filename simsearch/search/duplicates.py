@@ -66,7 +66,7 @@ Keep = Callable[[Sequence[Member]], int | None]
 
 
 def thumbnail(member: Member, shorter_side: int = 256) -> Image.Image | None:
-    """Returns the picture of a member as an RGB image to show; None if the picture cannot be read."""
+    """Returns a member's picture as an RGB image; None if it cannot be read. shorter_side: see `Engine.thumbnail`."""
     item = member.item
     try:
         with recorded.open_recorded(member.source, item.path, item.digest, decodes=False) as file:
@@ -203,7 +203,7 @@ def compared_with_first(
 ) -> list[Member]:
     """Compares the pixels of each member of a group with those of the first; returns the members with `is_copy` set.
 
-    limit: if it has no reach, no pixels are compared, and the members are returned unchanged.
+    limit: if its `reach` is 0, no pixels are compared, and the members are returned unchanged.
     known: earlier results, by the ids of the first and of the other member; new results are added.
     """
     look = second_look(members, limit, allowance)
@@ -228,7 +228,7 @@ def by_nearest(
     """Assigns each of `others` to the nearest of the kept members; returns a group for each kept member.
 
     A group begins with its kept member. The distances of the other members are set to those from the kept member.
-    limit: if it has a reach, pixels are compared too, and `is_copy` is set.
+    limit: if its `reach` is above 0, pixels are compared too, and `is_copy` is set.
     """
     with snapshots.reading() as reader:
         flat = snapshots.current(reader).flat
@@ -249,7 +249,7 @@ def by_nearest(
 
 
 def second_look(members: Sequence[Member], limit: Threshold, allowance: Allowance | None = None) -> SecondLook | None:
-    """Returns a `SecondLook` that knows each member by its place in the list; None if `limit` has no reach."""
+    """Returns a `SecondLook` that knows each member by its place in the list; None if the reach of `limit` is 0."""
     if not limit.reach:
         return None
     return SecondLook(limit.distance, lambda place: (members[place].item, members[place].source), allowance)

@@ -70,7 +70,5 @@ def weighted(given: Sequence[Any]) -> tuple[list[Any], list[float]]:
     for pair in pairs:
         number = pair[1] if len(pair) == 2 else None
         if isinstance(number, bool) or not isinstance(number, int | float | np.number) or not 0 < number <= MOST_WEIGHT:
-            raise UsageError(
-                f"the weight of a picture is {number!r}, not a number above 0", hint=f"at most {MOST_WEIGHT:,}"
-            )
+            raise UsageError(f"the weight of a picture is {number!r}, not a number above 0 and at most {MOST_WEIGHT:,}")
     return [picture for picture, _ in pairs], [float(number) for _, number in pairs]

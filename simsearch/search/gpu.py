@@ -180,7 +180,10 @@ def _multiplies_half(chunk: _Chunk) -> bool:
 def load(
     read: Callable[[NDArray[np.int64]], NDArray[np.float16]], rows: int, devices: Sequence[str], before: GpuIndex | None
 ) -> GpuIndex | None:
-    """Loads the rows into the devices' memory; returns None if the memory turns out to be too small."""
+    """Loads the rows into the devices' memory; returns None if the memory turns out to be too small.
+
+    read, before: as for `GpuIndex`.
+    """
     with contextlib.suppress(torch.OutOfMemoryError):
         return GpuIndex(read, rows, devices, before)
     empty_cache()

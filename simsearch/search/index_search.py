@@ -113,16 +113,13 @@ class IndexSearch:
             )
 
     def structure(self) -> ApproximateSearch | None:
-        """Returns the search structure of the index, which is an approximate search.
-
-        Returns None if there is none, or if its files are damaged.
-        """
+        """Returns the approximate search of the index; None if there is none, or if its files are damaged."""
         with self.index.reading() as reader:
             self.snapshots.current(reader)
             return self.snapshots.structure(reader)
 
     def _shown(self, answers: list[Matches]) -> list[Matches]:
-        """Returns the answers, after setting `thumbnail`, with which each answer gets its pictures in a notebook."""
+        """Sets `thumbnail` of each answer, which gives it its pictures in a notebook; returns the answers."""
         for matches in answers:
             matches.thumbnail = self._thumbnail
         return answers

@@ -98,8 +98,8 @@ def linked(
     progress: called with the number of rows compared so far and the number of different rows.
     exact: True to compare all pairs even if there are more than EXACT different rows.
     judge: decides which pairs within `reach` are linked; None to link all these pairs. The judge is asked about the
-    nearest pairs first, and only about pairs in which one row is among the NEAREST rows that are nearest to the other
-    row, by the distances between projections.
+    nearest pairs first. It is asked about a pair only if one row of the pair is among the NEAREST rows nearest to the
+    other row, by the distances between projections.
     """
     links = _Links(len(rows))
     if len(rows) < 2:
@@ -179,6 +179,7 @@ def _judge(
 ) -> Iterator[None]:
     """Asks the judge about the pairs within `reach`, nearest first, and links those that it accepts.
 
+    judge: decides which pairs are linked; see `linked`.
     Pairs that are already linked are skipped. Yields after each call of the judge, so that the caller can report
     progress.
     """
@@ -227,7 +228,7 @@ def _all_near(
 def _listed_near(
     z: NDArray[np.float32], unique: NDArray[np.int64], farthest: float
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yields near pairs like `_all_near`, but may miss some, since it compares a row only with rows in a few lists.
+    """Yields near pairs as `_all_near` does, but may miss some, as a row is only compared with rows in a few lists.
 
     The lists are the PROBES inverted lists nearest to the row. In them, the row is paired with up to NEIGHBOURS rows,
     the nearest ones.
@@ -256,7 +257,7 @@ def _near(
 ) -> NDArray[np.int64]:
     """Returns the pairs of a place in `left` and a place in `right` with near projections: (n, 2).
 
-    The projections are at most `farthest` apart or, because of rounding, a little more.
+    The projections are at most `farthest` apart or, because of rounding, a little more. z: the projections, by place.
     """
     # |a - b|^2 <= f^2 is equivalent to a.b - |b|^2 / 2 >= (|a|^2 - f^2) / 2: one product and one comparison.
     a, b = z[left], z[right]

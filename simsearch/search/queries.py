@@ -117,7 +117,7 @@ def as_vector(values: Any, dimension: int) -> NDArray[np.float32]:
     """
     vector = _as_numbers(values, "the vector is").reshape(-1)
     if vector.shape != (dimension,):
-        raise UsageError(f"the vector has {vector.size} dimensions, the index {dimension}")
+        raise UsageError(f"the vector has {vector.size} dimensions, but the index has {dimension}")
     if not np.isfinite(vector).all():
         raise UsageError("the vector has values that are not finite")
     return vector
@@ -130,7 +130,7 @@ def as_vectors(values: Any, dimension: int) -> NDArray[np.float32]:
     """
     vectors = _as_numbers(values, "the vectors are")
     if vectors.ndim != 2 or vectors.shape[1] != dimension:
-        raise UsageError(f"the vectors have shape {vectors.shape}, the index {dimension} dimensions")
+        raise UsageError(f"the vectors have shape {vectors.shape}, but the index has {dimension} dimensions")
     if not np.isfinite(vectors).all():
         raise UsageError("the vectors have values that are not finite")
     return np.ascontiguousarray(vectors)

@@ -127,7 +127,7 @@ class QueryImages:
     ) -> PreparedImage:
         """Reads one picture or item, and decodes it if its features may have to be computed.
 
-        An item is neither read nor decoded unless there is a crop or a flip.
+        An item is read and decoded only if there is a crop or a flip.
 
         crop: the part of the picture to use; None for all of it.
         flip: True to prepare the mirror image too.

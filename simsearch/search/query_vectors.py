@@ -109,6 +109,7 @@ class QueryResolver:
 
         Unlike `prepare`, does not decode a file whose features are in the index, unless there is a crop or flip. So
         this resolver should also resolve the results, because a later snapshot may lack these features.
+        The arguments are those of `prepare`.
         """
         examples = self._examples(plus, minus, decode_known=False)
         return [

@@ -112,8 +112,9 @@ class Searcher:
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Returns the ids of the k items nearest to each of (nq, D) queries, and their distances, both (nq, k).
 
-        If there are fewer than k items, the remaining ids are -1 and the remaining distances inf. Raises UsageError if
-        k is invalid or if more than MOST_NEIGHBOURS ids are asked for.
+        If there are fewer than k items, the remaining ids are -1 and the remaining distances inf.
+        where, exact: as for `Engine.search`.
+        Raises UsageError if k is invalid or if more than MOST_NEIGHBOURS ids are asked for.
         """
         k = checked_k(k)
         if k * len(queries) > MOST_NEIGHBOURS:

@@ -115,6 +115,7 @@ def estimate(features: FeatureReader, live: NDArray[np.int64], seed: int = 0) ->
 
     In a sample, the nearest item is farther away than in the whole index. So the median distance to the nearest item is
     measured in half of the sample and in all of it, and the difference is extrapolated to the size of the index.
+    live: (n,) the rows that belong to items, ascending.
     Returns None if fewer than three items differ.
     """
     drawn = np.random.default_rng(seed).permutation(live)[:QUICK]

@@ -243,7 +243,7 @@ class Sketch:
     def _limit(self, query: _Query, distance: float) -> float:
         """Returns the largest squared distance from the query's narrow code to that of a row within `distance`.
 
-        The narrow code of an odd row can be farther away.
+        The narrow code of an odd row (see `odd`) can be farther away.
         """
         grid = self.bounds.grids[0]
         return float(grid.reach(distance, self.bounds.defect, query.errors[0] + grid.cap))

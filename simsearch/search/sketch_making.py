@@ -133,6 +133,7 @@ def _made(
 def _learn(flat: FlatIndex, live: NDArray[np.int64]) -> tuple[Bounds | None, int]:
     """Learns bounds from a sample, and chooses the widths of the codes with which a search takes the least time.
 
+    live: (n,) the rows that belong to items.
     Returns the bounds, and the number of rows that a search for K neighbours should first list by their narrow codes
     (`SketchFacts.wanted`). The bounds are None if a scan of all rows is at least as fast as a search with the codes, or
     if no bounds can be learned.

@@ -99,7 +99,7 @@ class Snapshots:
                     if name:
                         loaded = binary_codes.load(structure_folder(self.index.folder, name), parameters, compactions)
                 except (SimsearchError, OSError) as error:
-                    log.warning("searches are exact: %s; `simsearch tune` makes the search structure again", error)
+                    log.warning("searches are exact: %s; `simsearch tune` makes the approximate search again", error)
                 self._structure = key, loaded
             return self._structure[1]
 
@@ -113,8 +113,8 @@ class Snapshots:
 
         The sketch is loaded on first use. If its files are missing or damaged, logs a warning once and returns None, so
         that searches scan all rows.
-        compactions: how many compactions the feature files that are searched have had. If the sketch was made after
-        another number, returns None, because each compaction renumbers the rows.
+        compactions: the number of compactions of the feature files to search, so far. Returns None if the sketch was
+        made for another number of compactions, because each compaction renumbers the rows.
         """
         with self._lock:
             if not self.index.meta.sketch:

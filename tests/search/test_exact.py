@@ -174,8 +174,8 @@ def test_vector_errors(tmp_path: Path) -> None:
     filler.add(np.ones((3, 4)))
     with filler.engine as engine:
         for vector, message in (
-            (np.zeros(3), "3 dimensions, the index 4"),
-            (np.zeros((2, 4)), "8 dimensions, the index 4"),
+            (np.zeros(3), "3 dimensions, but the index has 4"),
+            (np.zeros((2, 4)), "8 dimensions, but the index has 4"),
             (np.zeros(0), "0 dimensions"),
             (np.array([0, 0, 0, np.nan]), "not finite"),
             (np.array([0, 0, 0, np.inf]), "not finite"),

@@ -190,7 +190,7 @@ def test_bad_file_objects(engine, fresh):
 def test_bad_vectors(engine):
     with engine.query_resolver() as resolver:
         for bad, reason in (
-            (np.zeros(3), "3 dimensions, the index 12"),
+            (np.zeros(3), "3 dimensions, but the index has 12"),
             ([np.nan] * 12, "not finite"),
             (["a"] * 12, "not made of numbers"),
         ):
