@@ -85,7 +85,7 @@ def build(
     names = resolve.as_names(source)
     chosen = indexing_options.BuildOptions.from_keywords(options)
     if chosen.dry_run:
-        raise UsageError("a dry run builds no index to open", hint="see simsearch.api.plan")
+        raise UsageError("`build` cannot make a dry run, since it returns an index", hint="use simsearch.api.plan")
     engine, _ = build_with_summary(names, index, model, device=device, options=chosen, features=features)
     return engine
 
@@ -156,7 +156,10 @@ def plan(
     options: indexing_options.BuildOptions,
     features: str | None = None,
 ) -> indexing_options.Summary:
-    """Returns a summary of the changes that `build` would make, without making them. Raises the errors of `build`."""
+    """Returns a summary of the changes that `build` would make, without making them. Raises the errors of `build`.
+
+    The arguments are those of `build_with_summary`.
+    """
     _on_disk(index)
     found = [resolve.resolve(os.fspath(name)) for name in names]
     options = replace(options, dry_run=True)
@@ -177,8 +180,8 @@ def _on_disk(index: str | os.PathLike[str]) -> None:
     if is_address(resolve.as_names(index)[0]):
         raise UsageError(
             f"an index cannot be built at {os.fspath(index)}",
-            hint="build it on disk, then push it there: simsearch.cluster.milvus.push.push(index, ADDRESS)",
-            shell_hint="build it on disk, then `simsearch push` it there",
+            hint="build an index on disk, then push it: simsearch.cluster.milvus.push.push(index, ADDRESS)",
+            shell_hint="build an index on disk, then `simsearch push` it",
         )
 
 

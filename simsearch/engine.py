@@ -86,7 +86,7 @@ class Engine(WholeIndex):
     ) -> Engine:
         """Returns an engine for an open index. Closing the engine closes the index too.
 
-        snapshots: access to the searches of the index. model, device: as for `Engine`.
+        snapshots: returns the exact and the approximate search of the index. model, device: as for `Engine`.
         """
         engine = cls.__new__(cls)
         engine._set(opened, snapshots, model, device)
@@ -140,10 +140,11 @@ class Engine(WholeIndex):
         return self.opened_index.reading()
 
     def load_model(self, expected: int | None = None, threads: bool = False) -> Model:
-        """Returns the index's model, which is loaded at the first call, and again when many images are first expected.
+        """Returns the index's model. The first call loads it.
 
         expected: the number of images to compute; None if unknown. For few images, the model is loaded in a way that
-        starts faster but computes more slowly. threads: True if several threads will use the model.
+        starts faster but computes more slowly; it is loaded again when many images are expected for the first time.
+        threads: True if several threads will use the model.
         """
         return self.model.load(expected, threads)
 
@@ -183,7 +184,7 @@ class Engine(WholeIndex):
         return self._searches.by_pictures(pictures, k, options)
 
     def search_by_id(self, number: int, k: int = 6, **options: Unpack[PictureOptions]) -> Matches:
-        """Searches like `search`, by the item with the id `number`, and leaves it out. May raise ItemNotFoundError."""
+        """Returns the k items nearest to the item `number`, without this item. May raise ItemNotFoundError."""
         if not is_id(number):
             raise UsageError(f"{number!r} is not the id of an item")
         return self.search_many([int(number)], k, **options)[0]
@@ -288,11 +289,11 @@ class Engine(WholeIndex):
         return item_files.paths(self.opened_index, items)
 
     def read(self, number: int) -> bytes:
-        """Returns the bytes of an item's image file; raises the same errors as `open_image`."""
+        """Returns the bytes of the image file of the item with the id `number`; raises the errors of `open_image`."""
         return item_files.read(self.opened_index, number)
 
     def open_image(self, number: int, *, decodes: bool = True, budget: MemoryBudget | None = None) -> IO[bytes]:
-        """Opens an item's image file for reading. The caller closes the file.
+        """Opens the image file of the item with the id `number` for reading. The caller closes the file.
 
         decodes: True to check that the image can be decoded. budget: a memory limit for decoding, which several calls
         can share; None for no limit. Raises ItemNotFoundError, and ImageError if the file is gone, has

@@ -51,7 +51,10 @@ class SimsearchError(Exception):
     """The base class of all errors of simsearch. `str(error)` is one sentence that names the invalid value."""
 
     def __init__(self, message: str, *, hint: str | None = None, shell_hint: str | None = None) -> None:
-        """hint: for Python. shell_hint: for the command line, if that is another one."""
+        """Takes the error's message, and hints on how to fix the problem.
+
+        hint: the hint in Python. shell_hint: the hint on the command line; None if it is the same.
+        """
         super().__init__(message)
         self.hint, self.shell_hint = hint, shell_hint or hint
         if hint and hint not in message:
