@@ -71,12 +71,10 @@ def decode_image(
 ) -> DecodedImage:
     """Decodes the first frame of an image file, given as bytes or as an open file, into upright RGB.
 
-    shorter_side: the pixels that the caller needs along the image's shorter side; None for the full size. If fewer
-    pixels are needed than the image has, a JPEG may be decoded at a half, a quarter or an eighth of its size, and an
-    image of more than `scaled.LARGE_PIXELS` pixels may be scaled to 1/2, 1/3, 1/4, … of its size. The shorter side then
-    still has at least `scaled.SPARE` times the pixels needed in a JPEG, and twice these pixels in other files. A
-    panorama of more than `scaled.LARGE_PIXELS` pixels that cannot be scaled down, because its shorter side has too few
-    pixels, is cut to its middle.
+    shorter_side: the pixels that the caller needs along the image's shorter side; None for the full size. If the image
+    has more, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size; at least `scaled.SPARE` times the needed pixels are
+    then left. An image of more than `scaled.LARGE_PIXELS` pixels may be scaled to 1/2, 1/3, 1/4, …; at least twice the
+    needed pixels are then left. A panorama whose shorter side has too few pixels for this is cut to its middle.
     largest: the most pixels that the original may have.
     Raises ImageError, with a reason that can be shown in a list of failures.
     """
@@ -89,7 +87,7 @@ def decode_image(
 def decode_memory(data: bytes | IO[bytes], shorter_side: int | None = None) -> int:
     """Estimates the memory (bytes) that `decode_image` needs, without decoding the image.
 
-    Returns 0 if the header cannot be read.
+    shorter_side: as for `decode_image`. Returns 0 if the header cannot be read.
     """
     try:
         file, head = opened_file(data)

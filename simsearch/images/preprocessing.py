@@ -73,7 +73,9 @@ class Preprocessing:
         names = {_JSON_KEYS.get(field.name, field.name): field.name for field in fields(cls)}
         unknown = set(values) - set(names)
         if unknown:
-            raise WeightsError(f"recipe: unknown key {sorted(unknown)[0]!r}", hint="a newer simsearch may know it")
+            raise WeightsError(
+                f"recipe: unknown key {sorted(unknown)[0]!r}", hint="a newer simsearch may know this key"
+            )
         converted: dict[str, Any] = {
             names[key]: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }

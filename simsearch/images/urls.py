@@ -158,7 +158,10 @@ def _request(
     any_port: bool,
     received: Callable[[int], None],
 ) -> tuple[str | None, bytes]:
-    """Makes one request. For a redirect, returns its location and no bytes; otherwise returns None and the content."""
+    """Makes one request. For a redirect, returns its location and no bytes; otherwise returns None and the content.
+
+    The arguments are those of `fetch_public`, with the time limit as a `Deadline`.
+    """
     scheme, host, port, target = _parts(url, any_port)
     address = _resolve(host, port, permitted, deadline)
     try:

@@ -38,7 +38,10 @@ def oval(x: float, y: float, across: float, down: float, turn: float = 0.0) -> P
 
 
 def curve(points: ArrayLike, closed: bool = True) -> Points:
-    """Returns a smooth line through the points (a Catmull-Rom spline), with eight steps between neighbours."""
+    """Returns a smooth line through the points (a Catmull-Rom spline), with eight steps between neighbours.
+
+    closed: True to connect the last point with the first.
+    """
     knots = np.asarray(points, dtype=np.float64)
     p = np.concatenate([knots[-1:], knots, knots[:2]] if closed else [knots[:1], knots, knots[-1:]])
     t = np.linspace(0, 1, 8, endpoint=False)[None, :, None]

@@ -32,7 +32,9 @@ class Exclusion:
         import pathspec
 
         if not all(pattern.strip() for pattern in patterns):
-            raise UsageError("an empty exclude pattern matches nothing", hint="leave it out, or write * for everything")
+            raise UsageError(
+                "an empty exclude pattern matches nothing", hint="leave the pattern out, or write * for everything"
+            )
         lines = [(pattern, line) for pattern in patterns for line in rooted([pattern], root)]
         try:
             self._spec = pathspec.GitIgnoreSpec.from_lines([line for _, line in lines])

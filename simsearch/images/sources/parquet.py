@@ -195,7 +195,7 @@ class ParquetSource(Source):
         raise ImageError("no such row in the table")
 
     def _group(self, number: int) -> Any:
-        """Returns the images' column of a row group.
+        """Returns the images' column of the row group `number`.
 
         Two row groups are cached, because other threads may still read from the previous one.
         """

@@ -121,7 +121,9 @@ def _remote_source(root: str) -> Source:
     if kind in _REMOTE_KINDS:
         return SOURCE_CLASSES[_REMOTE_KINDS[kind]](root)
     if kind is not None:
-        raise UsageError(f"{root}: a {kind} on another machine cannot be a source", hint="copy it to this machine")
+        raise UsageError(
+            f"{root}: a {kind} on another machine cannot be a source", hint=f"copy the {kind} to this machine"
+        )
     if os.path.splitext(last)[1].lower() in EXTENSIONS:
         return remote_source.RemoteSource(parent, within=last)
     return remote_source.RemoteSource(root)
@@ -140,11 +142,14 @@ def as_names(given: Any) -> list[str]:
 def reopen(kind: str, root: str, *, checked: bool = False) -> Source:
     """Opens a source that an index names.
 
+    kind, root: as the index has recorded them.
     checked: True if the caller has already checked that the user permits reading the source.
     Raises UsageError for a source that cannot be opened, and for a remote source that the user has not permitted.
     """
     if kind not in SOURCE_CLASSES:
-        raise UsageError(f"the index has a source of unknown kind {kind!r}", hint="a newer simsearch may know it")
+        raise UsageError(
+            f"the index has a source of unknown kind {kind!r}", hint="a newer simsearch may know this kind"
+        )
     if addresses.is_kind(kind):
         if root != addresses.normalized(root):
             raise UsageError(f"the index names a remote source by an invalid address: {root}")
@@ -168,7 +173,8 @@ def read_remote(address: str) -> bytes:
     path = member if separator else source.within
     if not path:
         raise UsageError(
-            f"{address!r} is not the address of an image", hint="it must end in the extension of an image, such as .jpg"
+            f"{address!r} is not the address of an image",
+            hint="the address must end in the extension of an image, such as .jpg",
         )
     try:
         with source.stream(path) as file:

@@ -195,7 +195,7 @@ def test_missing_root_is_refused_removes_nothing(tmp_path: Path, build: Callable
     root = put(tmp_path / "root", "a/1.png", "a/2.png")
     build(root)
     root.rename(tmp_path / "unmounted")
-    with pytest.raises(UsageError, match=r"root holds no images, but the index has 2 from it") as caught:
+    with pytest.raises(UsageError, match=r"root holds no images, but the index has 2 items from it") as caught:
         build()
     assert "is the disk mounted?" in str(caught.value.hint)
     assert build(prune=False).items == 2

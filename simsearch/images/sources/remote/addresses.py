@@ -61,12 +61,12 @@ def normalized(name: str) -> str:
     if secret is not None or "@" in parts.netloc:
         raise UsageError(
             f"an address with a user or password cannot be a source: {scheme}://{parts.hostname}{parts.path}",
-            hint="an index would store them, for all its readers to see",
+            hint="an index would store user and password, for all its readers to see",
         )
     if parts.query or parts.fragment:
         raise UsageError(
             f"an address with ? or # cannot be a source: {scheme}://{parts.netloc}{parts.path}",
-            hint="an index would store the part after it, which may be a secret signature",
+            hint="an index would store the part after ? or #, which may be a secret signature",
         )
     if not parts.hostname:
         raise UsageError(f"{name!r} names no host")

@@ -106,7 +106,7 @@ class Store(ABC):
 
     @abstractmethod
     def _objects(self, within: str) -> Iterator[RemoteObject]:
-        """Lists the objects below a path, in any order. Implementations make each request through `_attempt`."""
+        """Lists the objects below the path `within`, in any order. Subclasses make each request through `_attempt`."""
 
     @abstractmethod
     def _info(self, path: str) -> RemoteObject:
@@ -136,7 +136,7 @@ class Store(ABC):
     # -- called by sources
 
     def objects(self, within: str = "") -> Iterator[RemoteObject]:
-        """Lists the objects below a path of the source.
+        """Lists the objects below the path `within` of the source.
 
         Raises UsageError if the bucket does not exist or access is denied. Raises UnavailableError if a request fails
         in all attempts; objects may then be missing from the list.
