@@ -140,7 +140,7 @@ class Connections:
             if self._reserve is None:
                 place = self._file.path.parent
                 raise IndexReplacedError(
-                    f"the index {place} was removed or replaced while it was open", hint="open it again"
+                    f"the index {place} was removed or replaced while it was open", hint="open the index again"
                 )
             if self._copy is None:
                 folder = tempfile.mkdtemp(prefix="simsearch-")

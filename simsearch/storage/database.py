@@ -232,7 +232,7 @@ class Database:
                 raise UsageError(f"{root} is already another source of this index") from None
 
     def forget(self, number: int) -> None:
-        """Deletes the record of a source that has no items, together with its recorded failures."""
+        """Deletes the record of the source `number`, which has no items, together with its recorded failures."""
         with self._connections.transaction() as connection, checksums.kept(connection) as sums:
             sums.recount()
             connection.execute("DELETE FROM failures WHERE source = ?", (number,))

@@ -94,7 +94,9 @@ class Index:
     def _check_meta(self) -> None:
         now = Meta.read(self.folder)
         if any(getattr(now, name) != getattr(self.meta, name) for name in _FIXED):
-            raise IndexReplacedError(f"the index {self.path} was replaced while it was opened", hint="open it again")
+            raise IndexReplacedError(
+                f"the index {self.path} was replaced while it was opened", hint="open the index again"
+            )
 
     # -- opening and closing
 
@@ -233,7 +235,7 @@ class Index:
         if self.identity_now() != self.identity:
             raise IndexReplacedError(
                 f"the index {self.path} was removed or replaced while it was open",
-                hint="open it again; nothing was written to the index that is there now",
+                hint="open the index again; nothing was written to the index that is there now",
             )
 
     @contextlib.contextmanager
@@ -278,7 +280,7 @@ def on_disk(opened: OpenIndex) -> Index:
         return opened
     raise UsageError(
         f"{opened.path} is a Milvus collection, not an index on disk",
-        hint="use the index on disk that was pushed to it; after a change, push again",
+        hint="use the index on disk that was pushed to this collection; after a change, push again",
     )
 
 

@@ -48,7 +48,7 @@ def open_image(index: OpenIndex, number: int, *, decodes: bool = True, budget: M
 
 
 def read(index: OpenIndex, number: int) -> bytes:
-    """Returns the bytes of an item's image file. Raises the same errors as `open_image`."""
+    """Returns the bytes of the image file of the item with the id `number`. Raises the errors of `open_image`."""
     with open_image(index, number) as file:
         return file.read()
 

@@ -32,7 +32,7 @@ def writer_lock(folder: Folder | Path, patience: float = 0.0) -> Iterator[None]:
         opened = folder if isinstance(folder, Folder) else Folder.at(folder)
         descriptor = opened.open("writer.lock", os.O_RDWR | os.O_CREAT)
     except NotRegularError as error:
-        raise UsageError(f"{place / 'writer.lock'}: {error.strerror}", hint="delete it") from error
+        raise UsageError(f"{place / 'writer.lock'}: {error.strerror}", hint="delete this file") from error
     except OSError as error:
         raise UsageError(f"the index {place} cannot be written: {error.strerror}") from error
     try:
@@ -44,10 +44,11 @@ def writer_lock(folder: Folder | Path, patience: float = 0.0) -> Iterator[None]:
             holder = _HOLDER.fullmatch(os.pread(descriptor, 32, 0))
             who = f"process {holder[0].decode()}" if holder and holder[0] else "another process"
             raise IndexLockedError(
-                f"{who} is writing to {place}", hint="wait until it has finished; reading is possible meanwhile"
+                f"{who} is writing to {place}",
+                hint="wait until the other process has finished; reading is possible meanwhile",
             )
         if not _HOLDER.fullmatch(os.pread(descriptor, 64, 0)):  # perhaps a hard link to another file
-            raise UsageError(f"{place / 'writer.lock'} is not a lock file of simsearch", hint="delete it")
+            raise UsageError(f"{place / 'writer.lock'} is not a lock file of simsearch", hint="delete this file")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield

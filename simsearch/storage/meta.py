@@ -132,11 +132,11 @@ class Meta:
             or not _is_search(meta.search)
             or not all(_is_number(distance) and distance >= 0 for distance in meta.distances)
         ):
-            raise ValueError("search or distances is not as simsearch writes it")
+            raise ValueError("the value of search or distances is invalid")
         if meta.distances != sorted(meta.distances):
             raise ValueError("distances do not ascend")
         if meta.similarity and not all(_is_number(value) and value >= 0 for value in _scale(meta.similarity)):
-            raise ValueError("similarity is not as simsearch writes it")
+            raise ValueError("the value of similarity is invalid")
         return meta
 
     def write(self, folder: Folder | Path) -> None:

@@ -28,9 +28,9 @@ def unmet(
 ) -> list[str]:
     """Returns a sentence about each condition that no item meets, with the values that the field has.
 
-    For example "no item meets label=dgo; did you mean label=dog?". Each value of a condition counts by itself; only the
-    first CHECKED values are looked up.
-    counts: returns the most frequent values of a field, as `reader.value_counts` does; None for that.
+    For example "no item meets label=dgo; did you mean label=dog?". A condition with several values is looked up once
+    for each value. Only the first CHECKED values of all conditions are looked up.
+    counts: returns the most frequent values of a field; None to use `reader.value_counts`.
     Raises UsageError for a field that no item has.
     """
     counts = counts or (lambda field: reader.value_counts(field, COMPARED))

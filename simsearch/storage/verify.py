@@ -41,7 +41,7 @@ def verify(index: OpenIndex, progress: Callable[[int, int], None] = lambda done,
     Raises UsageError for a Milvus collection.
     """
     if not isinstance(index, Index):
-        raise UsageError(f"{index.path} has no files to verify", hint="a push makes a collection equal to its index")
+        raise UsageError(f"{index.path} has no files to verify", hint="verify the index on disk, and push it again")
     while True:
         compactions, report = _verified(index, progress)
         if not report.problems or compactions == index.feature_files.compactions:
@@ -111,7 +111,7 @@ def _check_derived(index: Index) -> list[str]:
         damaged = derived.problems(index.folder)
     except SimsearchError as error:
         damaged = [_problem(error)]
-    return [f"{line}; searches are exact until `simsearch tune` makes the search structure again" for line in damaged]
+    return [f"{line}; searches are exact until `simsearch tune` makes the approximate search again" for line in damaged]
 
 
 def _check_rows(index: Index, reader: Reader, items: int, rows: int) -> list[str]:
