@@ -1,4 +1,4 @@
-"""Updates the structure of approximate search while an index grows: encodes new items and measures the recall.
+"""Updates an approximate search while its index grows: encodes new items and measures the recall.
 
 The caller holds the writer lock. It calls this module at the end of a build and of other large changes. A measurement
 reads all features once, for all queries together. It is made only if the index has grown by a tenth since the last
@@ -35,12 +35,12 @@ QUERIES = 100
 def update(
     index: Folder, search: dict[str, Any], flat: FlatIndex, live: NDArray[np.int64], measure: bool = True
 ) -> dict[str, Any]:
-    """Updates the search structure, and returns the updated entry `search` of `meta.json`.
+    """Updates the approximate search, and returns the updated entry `search` of `meta.json`.
 
     The key `since` of the entry describes the last measurement of the recall: the recall with its confidence limits
     (low, high), the number of queries, and the number of items in the index. The queries are items that were added
-    since the measurement before, or since the structure was built.
-    If the structure cannot be read, the entry is returned unchanged. Searches are exact in that case.
+    since the measurement before, or since the approximate search was built.
+    If the approximate search cannot be read, the entry is returned unchanged. Searches are exact in that case.
 
     index: the index's folder. search: the present entry. flat: exact search over all rows.
     live: (n,) the rows of the items, ascending. Other rows belong to removed items.
@@ -64,7 +64,7 @@ def _measure(
 ) -> dict[str, Any]:
     """Measures the recall with new items as queries; returns the value of the key `since`.
 
-    folder, parameters: of the search structure. flat, live: see `update`.
+    folder: of the approximate search. parameters: those that `AnnIndex.save` returned. flat, live: see `update`.
     new: the number of new items. Their rows are the last ones of `live`.
     """
     structure = binary_codes.load(folder, parameters, flat.shards.compactions)
@@ -89,10 +89,11 @@ def recall_dropped(search: dict[str, Any]) -> bool:
 def describe(search: dict[str, Any], index: Path, structure: object | None) -> dict[str, Any]:
     """Returns the facts about the search that `info` shows: the entry `search` of `meta.json` and up to two more keys.
 
-    `missing`: True if the structure's files are missing or damaged, so that every search is exact.
-    `repair`: the command that builds a new structure, if the files are missing or the recall has dropped.
+    `missing`: True if the files of the approximate search are missing or damaged, so that every search is exact.
+    `repair`: the command that makes the approximate search again, if files are missing or the recall has dropped.
 
-    index: the path of the index. structure: the loaded structure; None if there is none or it cannot be loaded.
+    index: the path of the index.
+    structure: the approximate search; None if there is none or it cannot be loaded.
     """
     parameters = search["parameters"]
     if structure is None and isinstance(parameters, dict) and parameters.get("folder"):

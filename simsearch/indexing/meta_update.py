@@ -1,4 +1,4 @@
-"""Updates `meta.json` after a commit: counts, distances between items, the search structure and its recall."""
+"""Updates `meta.json` after a commit: counts, distances between items, the approximate search and its recall."""
 
 from __future__ import annotations
 

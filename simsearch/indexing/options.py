@@ -40,9 +40,9 @@ class BuildOptions:
     """Options of a build.
 
     exclude: patterns of images to leave out, as in a .gitignore; see `exclude.Exclusion`.
-    labels: "folder" uses a source's own labels or, if it has none, the names of the images' folders, but no label for
-    images at the top of a source; "none" uses no labels; "auto" uses the rule that the index has recorded for the
-    source, or "folder" for a new source.
+    labels: "folder" uses a source's own labels. If the source has none, the label of an image is the name of its
+    folder, and images at the top of the source have no label. "none" uses no labels. "auto" uses the rule that the
+    index has recorded for the source; for a new source, this is "folder".
     prune: remove items whose image is gone.
     keep_gone: set by `--watch`, to compare only sources that exist on this machine. The items of a source that is gone
     stay, even with `prune`, because its disk may be unmounted.
@@ -74,7 +74,7 @@ class BuildOptions:
             raise UsageError(f"exclude is {self.exclude!r}, not a list of patterns")
         object.__setattr__(self, "exclude", exclude)
         if self.labels not in ("auto", "folder", "none"):
-            raise UsageError(f"labels is {self.labels!r}", hint="auto, folder or none")
+            raise UsageError(f"labels is {self.labels!r}, not auto, folder or none")
         for name, value in (("batch_size", self.batch_size), ("workers", self.workers)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise UsageError(f"{name} is {value!r}, but must be a whole number from 1")

@@ -219,9 +219,9 @@ def _compare(
     if items and not listing.entries and options.prune and not within and not partial and not emptied:
         reasons = "".join(f"{source.display(path)}: {reason}; " for path, reason in listing.unread)
         raise UsageError(
-            f"{source.root} holds no images, but the index has {len(items)} from it",
-            hint=f"{reasons}is the disk mounted? engine.remove removes them, prune=False keeps them",
-            shell_hint=f"{reasons}is the disk mounted? `simsearch remove` removes them, --no-prune keeps them",
+            f"{source.root} holds no images, but the index has {len(items)} items from it",
+            hint=f"{reasons}is the disk mounted? engine.remove removes the items, prune=False keeps them",
+            shell_hint=f"{reasons}is the disk mounted? `simsearch remove` removes the items, --no-prune keeps them",
         )
     for entry, label in zip(listing.entries, _labels(source, listing.entries, place, options), strict=True):
         item = items.get(entry.path)

@@ -79,7 +79,7 @@ def _updated(index: Index, learn: bool) -> tuple[SketchFacts | None, SketchFacts
 
 
 def delete_unused(index: Index) -> None:
-    """Deletes sketches and other search structures in `derived/` that `meta.json` does not name.
+    """Deletes the folders of sketches and approximate searches in `derived/` that `meta.json` does not name.
 
     This does not disturb open readers, because they have loaded the files that they use into memory.
     """

@@ -195,8 +195,9 @@ class _SyncRun:
             elsewhere.finished()
 
     def _apply_result(self, plan: Plan, entry: Entry, item: Item | None, result: LoadedImage) -> None:
-        """Prepares the change of the index that follows from the result for one image.
+        """Prepares the change of the index for one loaded image: a new or updated item, or a failure.
 
+        plan, entry: the plan of the image's source, and the image as it was listed.
         item: the item recorded at the image's path, or None.
         """
         if plan.source.remote:

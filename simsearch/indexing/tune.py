@@ -1,10 +1,10 @@
 """Chooses the way to search an index, by measurement: the fastest way that reaches a recall within a memory limit.
 
-The candidates are search structures of several kinds, and exact search. Some items are held out as queries, so that no
-structure contains the queries that measure it. Half of the queries choose the settings; the other half measure the
-recall that is recorded. After the measurement, the held-out items are added to the chosen structure. It replaces the
-previous structure in one step; until then, the index does not change. See `simsearch.search.tuning`, and for binary
-codes `simsearch.indexing.tune_codes`.
+The candidates are approximate searches of several kinds, and exact search. Some items are held out as queries, so that
+no approximate search contains the queries that measure it. Half of the queries choose the settings; the other half
+measure the recall that is recorded. After the measurement, the held-out items are added to the chosen search. It
+replaces the previous one in one step; until then, the index does not change. See `simsearch.search.tuning`, and for
+binary codes `simsearch.indexing.tune_codes`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ LOCK_SECONDS, RECORD_LOCK_SECONDS = 1.0, 60.0
 
 
 def tune(index: Index, recall: float, memory: int | None = None, progress: Progress = no_progress) -> Choice:
-    """Chooses, builds and records the fastest search structure with at least this recall and at most this size.
+    """Chooses, builds and records the fastest approximate search with at least this recall and at most this size.
 
-    Chooses exact search if no structure is faster, if the index is small, or if the recall is 1.
+    Chooses exact search if no approximate search is faster, if the index is small, or if the recall is 1.
 
     recall: the share of the 10 true neighbours that must be found, above 0 and at most 1.
-    memory: the maximum size of the structure in bytes; None for no limit.
+    memory: the maximum size of the approximate search in bytes; None for no limit.
     progress: called with the number of rows processed and their total.
     Raises UsageError for an invalid recall or memory, and IndexLockedError if another process is writing.
     """
@@ -63,15 +63,15 @@ def open_flat(index: Index) -> tuple[FlatIndex, NDArray[np.int64]]:
 
 
 def record_choice(index: Index, made: AnnIndex | None, choice: Choice, target: float | None = None) -> Choice:
-    """Replaces the search structure of an index by a new one, or by exact search; returns the choice as recorded.
+    """Replaces the approximate search of an index by a new one, or by exact search; returns the choice as recorded.
 
-    Open readers keep the previous structure.
-    made: the new structure; None for exact search. choice: its kind and measurements. target: the requested recall.
-    Raises UsageError if the index was compacted since the structure was built, and IndexLockedError.
+    Open readers keep the previous approximate search.
+    made: the new one; None for exact search. choice: its kind and measurements. target: the requested recall.
+    Raises UsageError if the index was compacted since `made` was built, and IndexLockedError.
     """
     with index.writing(RECORD_LOCK_SECONDS):
         if made is not None and made.compactions != index.feature_files.compactions:
-            raise UsageError(f"{index.path} was compacted during tuning", hint="tune it again")
+            raise UsageError(f"{index.path} was compacted during tuning", hint="tune the index again")
         search: dict[str, Any] = {"kind": choice.kind, "recall": choice.recall, "parameters": {}}
         if made is not None:
             name, parameters = made.save(index.folder.child(derived.FOLDER, create=True))

@@ -235,7 +235,7 @@ class WholeIndex:
         Raises UsageError for a model without classes, ImageError for a picture that cannot be read.
         """
         if crops not in (1, 10):
-            raise UsageError(f"crops is {crops!r}", hint="1 or 10")
+            raise UsageError(f"crops is {crops!r}, not 1 or 10")
         given: list[Any] = list(as_list(pictures))
         return list(classify.classify(self.model.load(len(given) * crops), given, k, crops))
 
@@ -244,7 +244,7 @@ class WholeIndex:
         """Chooses the fastest way to search that reaches a recall, by measurement, and records it in the index.
 
         recall: the share of the 10 true neighbours that a search must find, above 0 and at most 1.
-        memory: the maximum size of the search structure in bytes; None for no limit.
+        memory: the maximum size of the approximate search in bytes; None for no limit.
         Raises UsageError for an invalid argument, and IndexLockedError if another process is writing.
         """
         return tuning.tune(on_disk(self.opened_index), recall, memory, progress)
@@ -266,7 +266,7 @@ class WholeIndex:
         Raises UsageError if the folder cannot be written, and MissingExtraError without pyarrow for "parquet".
         """
         if form not in ("npy", "parquet"):
-            raise UsageError(f"form is {form!r}", hint="npy or parquet")
+            raise UsageError(f"form is {form!r}, not npy or parquet")
         if form == "npy":
             if drawn is not None:
                 raise UsageError("a map can be exported with parquet only, not with npy", hint='form="parquet"')
