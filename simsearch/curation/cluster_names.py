@@ -59,7 +59,7 @@ def name_clusters(
     raises the error. Raises UsageError for an unknown kind.
     """
     if kind not in KINDS:
-        raise UsageError(f"clusters cannot be named by {kind!r}", hint=", ".join(KINDS))
+        raise UsageError(f"clusters cannot be named by {kind!r}", hint=f"one of {', '.join(KINDS)}")
     named = list(drawn.clusters)
     if kind in ("auto", "labels"):
         named = [_by_labels(drawn, number, kind == "labels") or named[number] for number in range(len(named))]

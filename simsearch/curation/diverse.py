@@ -31,7 +31,7 @@ def diverse(snapshots: Searchable, count: int, progress: Progress = no_progress)
     Raises UsageError if `count` is less than 1 or the index has no items.
     """
     if count < 1:
-        raise UsageError(f"the number of items to choose is {count}", hint="1 or more")
+        raise UsageError(f"the number of items to choose is {count}, but must be at least 1")
     with snapshots.reading() as reader:
         collection = Collection.read(snapshots, reader)
         n = len(collection.items)

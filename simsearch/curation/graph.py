@@ -144,7 +144,7 @@ def neighbour_graph(snapshots: Searchable, k: int, progress: Progress = no_progr
     Raises UsageError if the index has no items or if k is less than 1.
     """
     if k < 1:
-        raise UsageError(f"the number of neighbours is {k}", hint="1 or more")
+        raise UsageError(f"the number of neighbours is {k}, but must be at least 1")
     with snapshots.reading() as reader:
         collection = Collection.read(snapshots, reader)
         n = len(collection.items)

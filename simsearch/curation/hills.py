@@ -54,9 +54,9 @@ class _Hills:
 
     hill: (m,) the number of each cell's hill, for the cells in the order of descending density.
     peaks: (p,) the density at each hill's peak.
-    parents: (p,) the number of each hill's parent, into which the hill would be merged. This is the highest of the
-    hills that the hill meets at its saddle, and of the hills that these have already met at higher cells. A hill
-    without a saddle is its own parent.
+    parents: (p,) the number of each hill's parent, into which the hill would be merged: the highest of the hills that
+    meet at its saddle. A hill there that has been merged already, at a higher cell, stands for the hill that it was
+    merged into. A hill without a saddle is its own parent.
     prominences: (p,) the density at the peak divided by the density at the saddle; infinite without a saddle.
     """
 
@@ -104,7 +104,8 @@ def _cells_of(positions: NDArray[np.float32]) -> tuple[NDArray[np.int64], float]
 def _smooth(cells: NDArray[np.int64], bandwidth: float) -> NDArray[np.float64]:
     """Returns the density: the number of points in each cell, smoothed with a Gaussian kernel.
 
-    cells: (n, 2), the column (x) and row (y) of the cell of each point. bandwidth: the kernel's deviation, in cells.
+    cells: (n, 2), the column (x) and row (y) of the cell of each point.
+    bandwidth: the kernel's standard deviation, in cells.
     The result is (G, G') float64, indexed by row, then column.
     """
     reach = int(np.ceil(3 * bandwidth))

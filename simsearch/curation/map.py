@@ -173,7 +173,7 @@ def draw_map(
     Raises UsageError if `clusters` is less than 1, and MissingExtraError if openTSNE is not installed.
     """
     if clusters is not None and clusters < 1:
-        raise UsageError(f"the number of clusters is {clusters}", hint="1 or more")
+        raise UsageError(f"the number of clusters is {clusters}, but must be at least 1")
     positions = layout.lay_out(near.places, near.distances, near.start, seed, progress)
     found = find_hills(positions, clusters)
     sizes = np.bincount(found).tolist()

@@ -37,7 +37,7 @@ def outliers(
     Raises UsageError if `count` or k is less than 1, or if the index has no items.
     """
     if count < 1:
-        raise UsageError(f"the number of outliers is {count}", hint="1 or more")
+        raise UsageError(f"the number of outliers is {count}, but must be at least 1")
     with neighbour_graph(snapshots, k, progress) as graph:
         scores, distances = outlier_scores(graph)
         order = np.lexsort((np.arange(len(scores)), -scores))[:count].tolist()

@@ -51,7 +51,7 @@ class KeepRule:
                 )
             return cls(_UNDER, folder)
         if text not in RULES or text == "under:DIR":
-            raise UsageError(f"{text!r} is no rule of what to keep", hint=", ".join(RULES))
+            raise UsageError(f"there is no rule {text!r} for what to keep", hint=f"one of {', '.join(RULES)}")
         if text == "against" and not against:
             raise UsageError(
                 "the rule 'against' needs another index", hint="against=ENGINE", shell_hint="--against INDEX|FOLDER"
