@@ -48,7 +48,7 @@ def compress_tensor(weights: NDArray[np.float32], bits: int) -> CompressedTensor
     weights: of any shape; zeros count as pruned. bits: 1 to 8. Raises WeightsError for any other number of bits.
     """
     if not 1 <= bits <= 8:
-        raise WeightsError(f"cannot share weights with {bits} bits", hint="1 to 8 bits")
+        raise WeightsError(f"weights cannot be shared with {bits} bits, only with 1 to 8")
     flat = np.ascontiguousarray(weights, dtype=np.float32).reshape(-1)
     places = np.flatnonzero(flat)
     values = flat[places]

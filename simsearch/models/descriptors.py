@@ -76,7 +76,8 @@ class Descriptor:
             return cls(**{**values, "parts": tuple(LayerPart(**part) for part in values["parts"])})
         except (KeyError, TypeError) as error:
             raise UsageError(
-                f"the recipe of the index's features is not understood: {error}", hint="a newer simsearch may know it"
+                f"the recipe of the index's features is not understood: {error}",
+                hint="a newer simsearch may know the recipe",
             ) from error
 
     def to_dict(self) -> dict[str, Any]:

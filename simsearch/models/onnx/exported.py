@@ -101,7 +101,7 @@ def folder_name(name: str) -> str:
 
 
 def no_such_network(short: str) -> UsageError:
-    """Returns the error for a network that torchvision does not have."""
+    """Returns the error for a network that torchvision does not have. short: its name without `torchvision/`."""
     return UsageError(
         f"torchvision has no image classifier called {short!r}",
         hint="see torchvision.models.list_models(), for example torchvision/alexnet or torchvision/resnet50",

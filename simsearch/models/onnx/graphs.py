@@ -121,7 +121,10 @@ class Graph:
 
 
 def begin(name: str, recipe: Preprocessing, tensors: Locations, weights_file: str) -> Graph:
-    """Returns a new graph, whose first nodes convert and normalise pixels into the network's input (B, 3, S, S)."""
+    """Returns a new graph, whose first nodes convert and normalise pixels into the network's input (B, 3, S, S).
+
+    name: the name of the graph. The other arguments are those of `alexnet`.
+    """
     graph = Graph(name, tensors, weights_file)
     graph.add("Cast", to=FLOAT)
     graph.add("Transpose", perm=(0, 3, 1, 2))

@@ -93,7 +93,7 @@ class Point(NamedTuple):
 
 
 class QuantizedNetwork(NamedTuple):
-    """The quantized layers of the network by name, and the quantization of activations by point."""
+    """The quantized layers of the network by name, and the quantization of activations by point (see `POINTS`)."""
 
     layers: dict[str, Layer]
     points: dict[str, Point]
@@ -240,7 +240,10 @@ class _GraphBuilder:
         graph.add("Div", scale)
 
     def quantize(self, point: str) -> None:
-        """Adds the conversion of activations to 8 bits: division by the factors of their channels, then rounding."""
+        """Adds the conversion of activations to 8 bits: division by the factors of their channels, then rounding.
+
+        point: the name of the point of the network, one of `POINTS`.
+        """
         scale = self._points[point].step * self._points[point].factor
         if np.size(scale) > 1:
             zero = self.graph.constant(f"{point}.zeros", np.zeros(np.size(scale), np.uint8))
@@ -249,7 +252,10 @@ class _GraphBuilder:
         self.graph.add("QuantizeLinear", self._step(f"{point}.in", scale), zero, axis=1)
 
     def dequantize(self, point: str, output: str | None = None) -> None:
-        """Adds the conversion of activations from 8 bits back to float32. output: the name of the result."""
+        """Adds the conversion of activations from 8 bits back to float32.
+
+        point: as for `quantize`. output: the name of the result.
+        """
         scale = self._points[point].step * self._points[point].factor
         step = self._step(f"{point}.out", scale)
         zeros = self.graph.constant(f"{point}.noughts", np.zeros(len(scale), np.uint8))
