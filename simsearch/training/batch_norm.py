@@ -68,9 +68,9 @@ def adopt(network: nn.Module, batches: Sequence[Tensor]) -> None:
     standard deviations. The next layer's normalisation cancels the division, with two exceptions. Local response
     normalisation depends on the scale of its input, so the directions of the features change a little. The classifier
     has no normalisation, so its logits change as the features are divided.
-    The weights of each layer are scaled to standard deviation sqrt(2 / fan in), because the size of the weights
-    determines how large a step of a given learning rate is in relation to them. The outputs do not change, because the
-    layer's own normalisation cancels the scaling.
+    The weights of each layer are scaled to standard deviation sqrt(2 / fan in), because the effect of a learning rate
+    depends on the size of the weights. The outputs do not change, because the layer's own normalisation cancels the
+    scaling.
     """
     layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and n != "classifier"}
     sums: dict[str, list[Tensor]] = {name: [] for name in layers}

@@ -75,14 +75,14 @@ class TrainConfig:
                 raise UsageError(f"{field.name} is {value!r}, which is not {_KINDS[kind]}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise UsageError(f"{name} is {getattr(self, name)!r}", hint=f"one of {', '.join(choices)}")
+                raise UsageError(f"{name} is {getattr(self, name)!r}, not one of {', '.join(choices)}")
         for name in ("image_size", "epochs", "batch_size", "patience", "reductions"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}", hint="1 or more")
+                raise UsageError(f"{name} is {getattr(self, name)}, but must be at least 1")
         for allowed, is_allowed, names in _RANGES:
             for name in names:
                 if not (is_allowed(getattr(self, name)) and math.isfinite(getattr(self, name))):
-                    raise UsageError(f"{name} is {getattr(self, name)}", hint=allowed)
+                    raise UsageError(f"{name} is {getattr(self, name)}, but must be {allowed}")
         if self.nesterov and not self.momentum:
             raise UsageError("nesterov needs momentum", hint="nesterov=false")
 

@@ -121,9 +121,9 @@ def check_output(job: TrainingJob) -> None:
     if not job.output.absolute().parent.is_dir():
         raise UsageError(f"{job.output} cannot be written: its folder does not exist")
     if not 0 <= job.held_out < 1:
-        raise UsageError(f"held_out is {job.held_out}", hint="0 or more and less than 1")
+        raise UsageError(f"held_out is {job.held_out}, but must be at least 0 and less than 1")
     if job.freeze not in FREEZE:
-        raise UsageError(f"freeze is {job.freeze!r}", hint=f"one of {', '.join(FREEZE)}")
+        raise UsageError(f"freeze is {job.freeze!r}, which is not permitted", hint=f"one of {', '.join(FREEZE)}")
     if job.beside(".checkpoint").exists() and not (job.resume or job.overwrite):
         raise UsageError(
             f"an interrupted training left {job.beside('.checkpoint')}",

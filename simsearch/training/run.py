@@ -217,7 +217,8 @@ def recipe_for(architecture: str, image_size: int) -> Preprocessing:
 def colour_of(architecture: str, data: TrainingSet, start: registry.WeightsFile | None = None) -> ColourStats:
     """Returns the statistics that normalise the input.
 
-    LeNet-5 has fixed ones. Others use those of the training images, but mean and std from the file `start`, if given.
+    For LeNet-5, they are fixed. For other networks, they are measured on the training images. If `start` is given, its
+    mean and std are used instead of the measured ones.
     """
     if architecture == "lenet5":
         return ColourStats.fixed(*LENET5_INPUT)

@@ -78,7 +78,7 @@ class TrainingState:
 
     @property
     def done(self) -> bool:
-        """True after the last step, or when validation stalls after the last permitted reduction of the rate."""
+        """True after the last step, or when validation stalls after the last permitted cut of the learning rate."""
         return self.state.step >= self.steps or self.state.reductions > self.config.reductions
 
     def learning_rate(self) -> float:
@@ -153,10 +153,12 @@ class TrainingState:
             was = {**plain["config"], **plain["facts"]}.get(name)
             if name in CONTENTS:
                 if was not in (None, value):  # None: an older version wrote the checkpoint
-                    raise UsageError(f"{path} was trained with other {name}", hint="remove it to start over")
+                    raise UsageError(
+                        f"{path} was trained with other {name}", hint="remove the checkpoint to start over"
+                    )
             elif was != json.loads(json.dumps(value)):
                 shown = f"{name} {was!r}, not {value!r}" if len(repr((was, value))) < 200 else f"another {name}"
-                raise UsageError(f"{path} was trained with {shown}", hint="remove it to start over")
+                raise UsageError(f"{path} was trained with {shown}", hint="remove the checkpoint to start over")
         self.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.compressor.restore(content["compressor"])
@@ -175,7 +177,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return content, json.loads(content["plain"])
     except Exception as error:  # torch raises many types for files of another format
         raise UsageError(
-            f"{path} is not a checkpoint: {type(error).__name__}", hint="remove it to start over"
+            f"{path} is not a checkpoint: {type(error).__name__}", hint="remove the checkpoint to start over"
         ) from error
 
 
