@@ -98,7 +98,8 @@ def retrieval(
     """
     chosen = queries or base
     if chosen.features.shape[1] != base.features.shape[1]:
-        raise UsageError(f"queries have {chosen.features.shape[1]} dimensions, the index {base.features.shape[1]}")
+        ours, theirs = chosen.features.shape[1], base.features.shape[1]
+        raise UsageError(f"the queries have {ours} dimensions, but the ranked rows have {theirs}")
     head = max([*precisions, *recalls[:1], neighbours])
     ranking = _Ranking(base, chosen, queries is None, min(head, len(base.labels)))
     names = [
@@ -131,6 +132,7 @@ def _measure(
     """Returns the measures of one block of b queries, by name.
 
     order: row numbers, nearest first: (b, N), or (b, N - 1) if the queries are the rows themselves.
+    precisions, recalls, neighbours: as for `retrieval`.
     """
     wanted = ranking.queries.labels[block]
     found = ranking.base.labels[order]
@@ -216,9 +218,8 @@ class _Ranking:
         return found[:, :-1] if self.leave_one_out else found
 
     def _sort_exactly(self, number: int, keys: NDArray[np.uint64]) -> None:
-        """Sorts the keys of one query in place.
+        """Sorts the keys of one query in place. The keys of at least the `head` nearest rows are sorted in float64.
 
-        Then sorts those of the nearest rows, at least `head` of them, again by distances in float64.
         number: the number of the query. keys: (N,) uint64, the bits of the squared distance followed by the row number.
         """
         keys.sort()
