@@ -66,7 +66,7 @@ def on_ray(
 def _connect(where: str) -> tuple[Any, bool]:
     """Connects to Ray; returns the module `ray`, and True if this call has made the connection.
 
-    Raises UnavailableError, MissingExtraError.
+    where: as for `on_ray`. Raises UnavailableError, MissingExtraError.
     """
     try:
         import ray
@@ -132,7 +132,7 @@ class _RayScheduler:
                 elif time.monotonic() - seen > PATIENCE and following is not None:
                     raise UnavailableError(
                         f"no worker has started on the cluster for {PATIENCE:g} s",
-                        hint="does it have free CPUs or GPUs? see `ray status`",
+                        hint="does the cluster have free CPUs or GPUs? see `ray status`",
                     )
         finally:
             for worker in self.workers.values():
@@ -210,6 +210,6 @@ class _RayScheduler:
         if self.attempts[chunk] == ATTEMPTS:
             raise UnavailableError(
                 f"{ATTEMPTS} workers were lost over chunk {chunk}: {reason}",
-                hint="do they have enough memory? batch_size=N makes batches smaller",
-                shell_hint="do they have enough memory? --batch-size makes batches smaller",
+                hint="do the workers have enough memory? batch_size=N makes batches smaller",
+                shell_hint="do the workers have enough memory? --batch-size makes batches smaller",
             )

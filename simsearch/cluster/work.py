@@ -98,7 +98,7 @@ class WorkFolder:
     ) -> WorkFolder:
         """Creates the folder and writes the list of images; `work.json` is written last and makes the folder valid.
 
-        digest: SHA-256 of the weights. sources: kind and root of each source.
+        digest: SHA-256 of the weights. sources: kind and root of each source. For the others, see `WorkInfo`.
         """
         discard(folder)
         folder.mkdir(parents=True)

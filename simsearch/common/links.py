@@ -16,6 +16,7 @@ def file_link(path: str) -> str | None:
 def item_link(service: str, number: int) -> str:
     """Returns the URL of an item's picture on an HTTP service.
 
+    number: the item's id.
     service: the service's URL. For a service with several indexes, `http://host:8000/?index=NAME` names the index.
     Raises UsageError if `service` is not an http(s) URL.
     """

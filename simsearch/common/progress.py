@@ -9,4 +9,4 @@ Progress = Callable[[int, int], None]
 
 
 def no_progress(done: int, total: int) -> None:
-    """Ignores progress."""
+    """A progress callback that does nothing."""

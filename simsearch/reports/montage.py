@@ -114,7 +114,7 @@ def save_montage(rows: Sequence[ResultRow], path: Path) -> None:
     image = draw_montage(rows)
     if max(image.size) > largest:
         message = f"{path}: a montage of {image.width} by {image.height} pixels exceeds {name}'s limit of {largest}"
-        raise UsageError(message, hint="fewer queries or matches, or .png")
+        raise UsageError(message, hint="show fewer queries or matches, or write a .png file")
     buffer = io.BytesIO()
     image.save(buffer, name, quality=92)  # PNG ignores `quality`
     atomic_write(path, buffer.getvalue())

@@ -232,7 +232,7 @@ def test_a_wrong_row_is_noticed(filler: Filler, tmp_path: Path, monkeypatch: pyt
     with pytest.raises(SimsearchError, match="item 7 is not as it was sent"):
         push(filler.engine.index, f"milvus://{tmp_path}/a.db")
     monkeypatch.setattr(client.MilvusClient, "upsert", lambda self, rows: whole(self, rows[1:]))
-    with pytest.raises(SimsearchError, match="has 19 rows, the index 20 items"):
+    with pytest.raises(SimsearchError, match="has 19 rows, but the index has 20 items"):
         push(filler.engine.index, f"milvus://{tmp_path}/b.db")
 
 

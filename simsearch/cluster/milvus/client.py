@@ -185,7 +185,7 @@ class MilvusClient:
 
     def _unavailable(self, error: Exception) -> SimsearchError:
         message = f"no answer from Milvus at {self.address.server}: {_reason(error)}"
-        return UnavailableError(message, hint="is it running there? ?timeout=SECONDS after the address waits longer")
+        return UnavailableError(message, hint="is it running? to wait longer, add ?timeout=SECONDS to the address")
 
     # -- the collection
 

@@ -61,8 +61,8 @@ class _Flat:
         """Finds exactly the k nearest items to each of (nq, D) queries, and the items that tie with the k-th.
 
         permitted: the items to search; None for all.
-        Raises UsageError if the collection has an approximate index and there is no `permitted` of at most DIRECT
-        items. That few items are searched exactly with any index, because all of them are fetched.
+        Raises UsageError if the collection has an approximate index, unless at most DIRECT items are permitted. With
+        any index, so few items are searched exactly, because all of them are fetched.
         """
         kind = self.reader.collection.kind
         if kind not in EXACT and (permitted is None or len(permitted) > DIRECT):
@@ -106,7 +106,10 @@ class _Flat:
         return [found[number] for number in range(len(queries))]
 
     def _ask(self, queries: NDArray[np.float32], width: int, where: str) -> list[list[Hit]]:
-        """Returns `width` candidates for each query from Milvus, asked for in portions that fit into one answer."""
+        """Returns `width` candidates for each query from Milvus, asked for in portions that fit into one answer.
+
+        where: the Milvus expression that the candidates meet; "" for all items.
+        """
         step = max(1, ANSWER // width)
         parameters = search_parameters(self.reader.collection.kind, width, self.effort)
         hits: list[list[Hit]] = []
@@ -123,7 +126,7 @@ class _Flat:
         return rank_exact(query, ids, self.read(ids), k) if len(ids) else Neighbours(ids, np.zeros(0))
 
     def _measure(self, query: NDArray[np.float32], where: str, k: int) -> Neighbours:
-        """Fetches all items that meet a condition, and returns the k nearest by exact distance."""
+        """Fetches all items that meet the Milvus expression `where`; returns the k nearest by exact distance."""
         rows = self.reader.client.scan(where, [], int(self.reader.collection.state["highest"]))
         ids = np.array([int(row["id"]) for part in rows for row in part], np.int64)
         best = Neighbours(ids[:0], np.zeros(0))

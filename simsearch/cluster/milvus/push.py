@@ -156,7 +156,7 @@ class _Push:
         if (theirs["weights_sha256"], theirs["recipe"]) != (ours.weights_sha256, ours.recipe):
             raise ModelMismatchError(
                 f"{address} holds features of model {theirs['model']} with weights {theirs['weights_sha256']},"
-                f" the index those of {ours.model} with weights {ours.weights_sha256}",
+                f" but the index has features of model {ours.model} with weights {ours.weights_sha256}",
                 **hints.ANOTHER,
             )
         if theirs["created"] != ours.created:
@@ -266,7 +266,7 @@ class _Push:
         found = self.client.count(strong=True)
         if found != self.items:
             raise SimsearchError(
-                f"{self.client.address} has {found:,} rows, the index {self.items:,} items",
+                f"{self.client.address} has {found:,} rows, but the index has {self.items:,} items",
                 hint="is another program writing to it? push again, or use replace=True",
                 shell_hint="is another program writing to it? push again, or use --replace",
             )
