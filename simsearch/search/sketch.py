@@ -320,7 +320,7 @@ class Sketch:
     def _within(
         self, query: _Query, rows: NDArray[np.int64], wide: NDArray[np.int64], distance: float
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns the rows that may be at most `distance` away, and their squared distances of wide codes (`wide`)."""
+        """Returns those of `rows` that may be at most `distance` away, and their squared distances of wide codes."""
         errors = query.errors[1] + self._errors[rows]
         near = wide <= self.bounds.grids[1].reach(distance, self.bounds.defect, errors)
         return rows[near], wide[near]

@@ -68,7 +68,11 @@ def test_query_by_a_member_of_an_archive(run, s3, pictures, tmp_path):
             "an index would store user and password",
         ),
         ("https://host/a?X-Amz-Signature=1", "with ? or # cannot be a source: https://host/a", "signature"),
-        ("s3://bucket/list.csv", "a manifest on another machine cannot be a source", "copy the manifest to this machine"),
+        (
+            "s3://bucket/list.csv",
+            "a manifest on another machine cannot be a source",
+            "copy the manifest to this machine",
+        ),
     ],
 )
 def test_wrong_sources(run, bucket, name, message, hint):
