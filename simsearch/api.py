@@ -85,7 +85,7 @@ def build(
     names = resolve.as_names(source)
     chosen = indexing_options.BuildOptions.from_keywords(options)
     if chosen.dry_run:
-        raise UsageError("`build` cannot make a dry run, since it returns an index", hint="use simsearch.api.plan")
+        raise UsageError("a build that returns an index cannot be a dry run", hint="use simsearch.api.plan")
     engine, _ = build_with_summary(names, index, model, device=device, options=chosen, features=features)
     return engine
 
