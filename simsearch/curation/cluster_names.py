@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simsearch.common import suggestions
 from simsearch.common.progress import Progress, no_progress
 from simsearch.curation.map import Cluster, ItemMap
 from simsearch.errors import SimsearchError, UsageError
@@ -59,7 +60,7 @@ def name_clusters(
     raises the error. Raises UsageError for an unknown kind.
     """
     if kind not in KINDS:
-        raise UsageError(f"clusters cannot be named by {kind!r}", hint=f"one of {', '.join(KINDS)}")
+        raise UsageError(f"clusters cannot be named by {kind!r}", hint=suggestions.hint(kind, KINDS))
     named = list(drawn.clusters)
     if kind in ("auto", "labels"):
         named = [_by_labels(drawn, number, kind == "labels") or named[number] for number in range(len(named))]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from simsearch.common import suggestions
 from simsearch.common.distances import squared_norms
 from simsearch.common.intervals import Interval
 from simsearch.common.progress import Progress
@@ -84,7 +85,7 @@ def measure(
     """
     for name in changes:
         if name not in CHANGES:
-            raise UsageError(f"no change is called {name!r}", hint=f"one of {', '.join(CHANGES)}")
+            raise UsageError(f"no change is called {name!r}", hint=suggestions.hint(name, list(CHANGES)))
     sample = np.random.default_rng(seed).choice(len(base), min(512, len(base)), replace=False)
     unit = similarity.median(similarity.quantiles(base[np.sort(sample)].astype(np.float16))) or 1.0
     blocks = [base[n : n + 2048].astype(np.float32) for n in range(0, len(base), 2048)]

@@ -190,7 +190,7 @@ def _align(a: Pixels, b: Pixels, moved: Pixels, steps: int) -> Pixels:
 def _composed(moved: Pixels, step: Pixels) -> Pixels:
     """Returns the affine maps `moved`, corrected by a step of `_align`: moved times the inverse of `step`.
 
-    All maps are differences from the identity.
+    Each map is given as its difference from the identity map.
     """
 
     def full(maps: Pixels) -> Pixels:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simsearch.common import suggestions
 from simsearch.common.pca import Projection
 from simsearch.errors import UsageError
 
@@ -217,5 +218,5 @@ def find(name: str) -> Descriptor | None:
     if name == REFERENCE:
         return None
     if name not in DESCRIPTORS:
-        raise UsageError(f"no features are called {name!r}", hint=f"one of {', '.join((REFERENCE, *DESCRIPTORS))}")
+        raise UsageError(f"no features are called {name!r}", hint=suggestions.hint(name, (REFERENCE, *DESCRIPTORS)))
     return DESCRIPTORS[name]

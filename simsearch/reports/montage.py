@@ -73,7 +73,7 @@ def draw_montage(rows: Sequence[ResultRow], side: int = 160) -> Image.Image:
 
 
 def _draw_panel(draw: ImageDraw.ImageDraw, row: int, layout: _Layout) -> None:
-    """Draws the background and the frame of the query in a row."""
+    """Draws the background and the frame behind the query of a row."""
     x, y, pad = layout.left(0), layout.top(row), layout.gap * 3 // 4
     box = (x - pad, y - pad, x + layout.side + pad - 1, y + layout.cell + pad - 1)
     draw.rounded_rectangle(box, radius=pad, fill=PANEL, outline=FRAME, width=max(1, layout.side // 80))

@@ -73,7 +73,7 @@ def read_settings(parameters: dict[str, Any]) -> AnnSettings:
 def check_rows(rows: NDArray[Any], covered: int) -> None:
     """Raises ValueError if `rows` are not valid row numbers of entries.
 
-    They are valid if no two entries have the same row, and each row is below `covered`, or -1 for a removed row.
+    Each must be -1, for a removed row, or below `covered` and not the row of another entry.
     """
     if rows.dtype != np.int64 or rows.ndim != 1:
         raise ValueError("its rows are not a list of integers")

@@ -119,7 +119,7 @@ class IndexSearch:
             return self.snapshots.structure(reader)
 
     def _shown(self, answers: list[Matches]) -> list[Matches]:
-        """Sets `thumbnail` of each answer, which gives it its pictures in a notebook; returns the answers."""
+        """Sets `thumbnail` of each answer, so that a notebook can show its pictures; returns the answers."""
         for matches in answers:
             matches.thumbnail = self._thumbnail
         return answers

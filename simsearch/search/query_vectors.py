@@ -210,7 +210,7 @@ class QueryResolver:
         return found
 
     def _known(self, image: PreparedImage) -> NDArray[np.float32] | None:
-        """Returns the (D,) features of an image if it is a vector or in the index; None if they must be computed.
+        """Returns the (D,) features of an image that was given as a vector, or that is in the index; otherwise None.
 
         Raises ItemNotFoundError, and OutdatedQueryError if the image must be prepared again because the index has
         changed.

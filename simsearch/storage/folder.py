@@ -35,7 +35,7 @@ _KINDS = {
 
 
 class NotRegularError(OSError):
-    """Raised for a link, folder, pipe, socket or device in place of a file of an index, and for a link to a folder.
+    """Raised if a file of an index is a link, folder, pipe, socket or device instead, or if a folder is a link instead.
 
     wanted: what should be at the path instead, for the message.
     """

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from simsearch.common import suggestions
 from simsearch.errors import UsageError
 
 
@@ -200,7 +201,7 @@ def settings(architecture: str, preset: str | None, changes: list[str]) -> Train
     known = PRESETS[architecture]
     name = preset or next(iter(known))
     if name not in known:
-        raise UsageError(f"{architecture} has no preset {name!r}", hint=f"one of {', '.join(known)}")
+        raise UsageError(f"{architecture} has no preset {name!r}", hint=suggestions.hint(name, list(known)))
     return change(known[name], changes)
 
 
@@ -217,7 +218,7 @@ def change(config: TrainConfig, changes: list[str]) -> TrainConfig:
         if not equals:
             raise UsageError(f"{text!r} is not key=value")
         if key not in names:
-            raise UsageError(f"no setting is called {key!r}", hint=f"one of {', '.join(names)}")
+            raise UsageError(f"no setting is called {key!r}", hint=suggestions.hint(key, names))
         try:
             values[key] = json.loads(value)
         except ValueError:

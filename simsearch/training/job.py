@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simsearch.common import suggestions
 from simsearch.errors import UsageError
 from simsearch.models import registry
 from simsearch.training.config import PRESETS, TrainConfig, setting_hint, settings
@@ -79,7 +80,7 @@ def prepare_job(
     card = registry.find_weights(start).card if start else None
     architecture = architecture or (card.architecture if card else "alexnet")
     if architecture not in PRESETS:
-        raise UsageError(f"no network is called {architecture!r}", hint=f"one of {', '.join(PRESETS)}")
+        raise UsageError(f"no network is called {architecture!r}", hint=suggestions.hint(architecture, list(PRESETS)))
     given = [] if card is None else [f"image_size={card.arguments.get('image_size', 224)}"]
     given += [] if epochs is None else [f"epochs={epochs}"]
     given += [] if objective is None else [f"objective={objective}"]
@@ -123,7 +124,7 @@ def check_output(job: TrainingJob) -> None:
     if not 0 <= job.held_out < 1:
         raise UsageError(f"held_out is {job.held_out}, but must be at least 0 and less than 1")
     if job.freeze not in FREEZE:
-        raise UsageError(f"freeze is {job.freeze!r}, which is not permitted", hint=f"one of {', '.join(FREEZE)}")
+        raise UsageError(f"freeze is {job.freeze!r}, which is not permitted", hint=suggestions.hint(job.freeze, FREEZE))
     if job.beside(".checkpoint").exists() and not (job.resume or job.overwrite):
         raise UsageError(
             f"an interrupted training left {job.beside('.checkpoint')}",

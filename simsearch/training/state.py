@@ -51,7 +51,7 @@ CONTENTS = "pictures", "labels"
 
 
 class TrainingState:
-    """A network in training, with its optimizer, its compressor and its progress, all on `device`.
+    """A network in training, with its optimizer, its progress and the pruning of its weights, all on `device`.
 
     window: (4,) float64, sums of loss, top-1 hits, top-5 hits and images since the last row of the log.
     average: means of the weights over the last epochs, by name. It is empty before these epochs, and if the

@@ -20,7 +20,7 @@ import numpy as np
 from simsearch.cluster.milvus import hints, index_kinds
 from simsearch.cluster.milvus.client import SPAN, MilvusClient
 from simsearch.cluster.milvus.reader import PROPERTIES
-from simsearch.common import outside_json
+from simsearch.common import outside_json, suggestions
 from simsearch.common.milvus_address import MilvusAddress, parse_address
 from simsearch.errors import IndexDamagedError, ModelMismatchError, SimsearchError, UsageError
 from simsearch.search import similarity
@@ -68,7 +68,9 @@ class PushOptions:
 
     def __post_init__(self) -> None:
         if self.kind is not None and self.kind not in index_kinds.KINDS:
-            raise UsageError(f"{self.kind!r} is not a kind of index", hint=f"one of {', '.join(index_kinds.KINDS)}")
+            raise UsageError(
+                f"{self.kind!r} is not a kind of index", hint=suggestions.hint(self.kind, list(index_kinds.KINDS))
+            )
 
 
 @dataclass

@@ -129,7 +129,7 @@ class Original:
 
 
 def rename_new(old: str, new: str) -> None:
-    """Renames a file within a file system, without replacing a file at `new`: then it raises FileExistsError.
+    """Renames a file within a file system. Raises FileExistsError if there is a file at `new` already.
 
     Some systems have no call that renames without replacing. There, the file gets `new` as a second name (a hard link),
     then loses the old name. This fails on file systems without hard links, such as exFAT by FUSE.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from simsearch.common import suggestions
 from simsearch.errors import UsageError
 from simsearch.images.sources.recorded import is_inside
 from simsearch.search.duplicates import Member
@@ -51,7 +52,7 @@ class KeepRule:
                 )
             return cls(_UNDER, folder)
         if text not in RULES or text == "under:DIR":
-            raise UsageError(f"there is no rule {text!r} for what to keep", hint=f"one of {', '.join(RULES)}")
+            raise UsageError(f"there is no rule {text!r} for what to keep", hint=suggestions.hint(text, RULES))
         if text == "against" and not against:
             raise UsageError(
                 "the rule 'against' needs another index", hint="against=ENGINE", shell_hint="--against INDEX|FOLDER"

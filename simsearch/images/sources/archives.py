@@ -220,7 +220,7 @@ class TarSource(Source):
         """Finds the file that each link leads to, and records the file's path in `_links`.
 
         A hard link contains the name of a member; a symbolic link contains a path relative to its own folder.
-        Counts the links that lead to no file in `_broken`, and all pipes and devices in `_other`.
+        Counts in `_broken` the links that lead to no file, and in `_other` all pipes and devices.
         members: all members by path. files: the regular files among them.
         """
         texts = {path: member.linkname for path, member in members.items() if member.issym()}
