@@ -230,9 +230,11 @@ class Storm:
             self.seconds[name] = second.result["seconds"]
         if problems:
             shown = "; ".join(dict.fromkeys(problems))
-            self.found.append(f"{self.number}: {name}, {fault} at {at}: {shown}")
+            ended = "killed" if first.killed else str(first.result)[:200]
+            self.found.append(f"{self.number}: {name}, {fault} at {at} ({ended}): {shown}")
             print(self.found[-1], flush=True)
             if self.options.keep:
+                print(sorted(os.listdir(world.index)), flush=True)
                 shutil.copytree(world.folder, self.options.keep / str(self.number), dirs_exist_ok=True)
         return not problems
 

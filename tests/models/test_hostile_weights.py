@@ -77,6 +77,7 @@ CHANGES: dict[str, Callable[[Values, Values], object]] = {
     "large hidden": set_argument(hidden=10**6),
     "huge hidden": set_argument(hidden=10**18),
     "negative hidden": set_argument(hidden=-1),
+    "fewer hidden": set_argument(hidden=31),
     "text hidden": set_argument(hidden="x"),
     "boolean hidden": set_argument(hidden=True),
     "channels": set_argument(channels=[8, 16]),
@@ -126,6 +127,20 @@ def test_odd_headers_are_refused(tiny_weights: Path, tmp_path: Path, change: str
         assert result.exit_code in {0, 2}, result.output
         assert "this is a bug" not in result.output
         assert "Traceback" not in result.output
+
+
+def test_header_with_another_number_of_outputs_is_refused(tiny_weights: Path, tmp_path: Path) -> None:
+    path = rewritten(tiny_weights, tmp_path / "w.safetensors", set_argument(num_classes=4))
+    model = load_model(str(path), "cpu", images=1)
+    with pytest.raises(WeightsError, match="the header says 4 logits an image, but the network gives 5"):
+        model.logits(np.zeros((1, 63, 63, 3), np.uint8))
+
+
+def test_no_images_give_rows_of_the_same_width(tiny_weights: Path) -> None:
+    model, none = load_model(str(tiny_weights), "cpu"), np.zeros((0, 63, 63, 3), np.uint8)
+    assert (model.features(none).shape, model.logits(none).shape) == ((0, 32), (0, 5))
+    assert [rows.shape[:2] for rows in model.outputs(["fc6", "conv5"], none)] == [(0, 32), (0, 16)]
+    assert model.outputs(["conv5"], none)[0].shape[:2] == (0, 16)
 
 
 TEXTS = {

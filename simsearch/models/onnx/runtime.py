@@ -130,6 +130,7 @@ class OnnxModel(WeightsBackedModel):
         self.engine = "onnxruntime-cpu" + ("-int8" if precision == "int8" else "")
         super().__init__(weights)
         self._weights, self.few, self._folder = weights, few, folder
+        self._widths = {"features": self.dimension, "logits": weights.config.num_classes}
         self.lanes = min(machine.available_cores(), MAX_LANES) if threads else 1
         self._session: Any = None
         self._lock = threading.Lock()
@@ -145,11 +146,11 @@ class OnnxModel(WeightsBackedModel):
 
         pixels: (B, S, S, 3) uint8.
         """
-        return self._run("features", pixels)
+        return self._run(["features"], pixels)[0]
 
     def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns the logits (B, C) float32 of pixels (B, S, S, 3) uint8."""
-        return self._run("logits", pixels)
+        return self._run(["logits"], pixels)[0]
 
     def outputs(self, names: Sequence[str], pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         """Returns the outputs of several layers after their ReLU: float32 arrays in the order of `names`.
@@ -158,14 +159,17 @@ class OnnxModel(WeightsBackedModel):
         Raises UsageError if the network does not output one of them.
         """
         self.check_outputs(names)
-        return [self._run(names[0], pixels)] if len(names) == 1 else self._started().run(names, {"pixels": pixels})
+        return self._run(names, pixels)
 
-    def _run(self, output: str, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        session = self._started()
-        if not len(pixels):
-            return np.zeros((0, self.dimension), np.float32)
-        result: NDArray[np.float32] = session.run([output], {"pixels": pixels})[0]
-        return result
+    def _run(self, names: Sequence[str], pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        given = pixels if len(pixels) else np.zeros((1, self.recipe.crop, self.recipe.crop, 3), np.uint8)
+        found: list[NDArray[np.float32]] = self._started().run(names, {"pixels": given})
+        for name, rows in zip(names, found, strict=True):
+            if rows.shape[1] != (width := self._widths.get(name, rows.shape[1])):
+                raise WeightsError(
+                    f"{self.name}: the header says {width:,} {name} an image, but the network gives {rows.shape[1]:,}"
+                )
+        return [rows[: len(pixels)] for rows in found]
 
     def _started(self) -> Any:
         with self._lock:
