@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Which fuzzer finds a known fault of the decoder sooner: `fuzz.py pictures`, hypothesis or atheris?
 
-    scripts/bench/fuzzers.py COMMIT [--runs 5] [--seconds 300] [--only FORMAT]
+    scripts/bench/fuzzers.py COMMIT [--runs 5] [--seconds 300] [--only FORMAT] [--tools NAME ...]
+    scripts/bench/fuzzers.py HEAD --tools atheris --runs 1 --seconds 1800        searches for unknown faults
 
 COMMIT is one before the fault was mended; it is checked out into a temporary folder (a worktree of git), which shares
 this environment. Each fuzzer begins with the same pictures, those of `fuzz_pictures.py`, and decodes until there is an
@@ -173,6 +174,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=300.0, help="The most for one run.")
     parser.add_argument("--only", metavar="FORMAT", help="One format of `fuzz.py pictures`, such as BigTIFF.")
     parser.add_argument("--seed", type=int, default=0, help="Of the first run.")
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=TOOLS)
     parser.add_argument("--child", choices=TOOLS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -184,7 +186,7 @@ def main() -> int:
         git = ["git", "-C", str(ROOT), "worktree"]
         subprocess.run([*git, "add", "--quiet", "--detach", str(checkout), options.commit], check=True)
         try:
-            for tool in TOOLS:
+            for tool in options.tools:
                 times = []
                 for seed in range(options.seed, options.seed + options.runs):
                     seconds, count, found = run(tool, seed, checkout, options)
