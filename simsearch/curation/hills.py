@@ -55,8 +55,8 @@ class _Hills:
     hill: (m,) the number of each cell's hill, for the cells in the order of descending density.
     peaks: (p,) the density at each hill's peak.
     parents: (p,) the number of each hill's parent, into which the hill would be merged: the highest of the hills that
-    meet at its saddle. A hill there that has been merged already, at a higher cell, stands for the hill that it was
-    merged into. A hill without a saddle is its own parent.
+    meet at its saddle. Hills that met at a higher cell count as one hill there, with the number of the highest of them.
+    A hill without a saddle is its own parent.
     prominences: (p,) the density at the peak divided by the density at the saddle; infinite without a saddle.
     """
 

@@ -60,7 +60,7 @@ class LabelledFeatures:
         if self.features.ndim != 2 or len(self.features) != len(self.labels):
             raise UsageError(f"features of shape {self.features.shape} do not fit {len(self.labels)} labels")
         if len(self.labels) and int(self.labels.min()) < 0:
-            raise UsageError("labels are whole numbers from 0")
+            raise UsageError(f"a label is {self.labels.min()}; labels are whole numbers from 0")
 
 
 def retrieval(
@@ -91,7 +91,7 @@ def retrieval(
     recall@k: the fraction of the R relevant rows that are among the k nearest.
     hit@k: 1 if a relevant row is among the k nearest, else 0.
     knn: 1 if the most frequent label among the `neighbours` nearest rows is the query's, else 0. If several labels are
-    equally frequent, the label of the nearest row among these counts.
+    equally frequent, the one that comes first in the ranking counts.
 
     If R = 0, all measures except P@k and knn are NaN. If fewer than k rows are ranked, P@k counts the missing rows as
     not relevant. Raises UsageError if `queries` and `base` differ in their dimension.
@@ -144,8 +144,7 @@ def _measure(
     def within(k: Any) -> NDArray[np.float64]:
         """Returns the number of relevant rows among the k nearest of each query: (b,).
 
-        k: usually one number for all queries. If each query has a k of its own, k is an array like `place`, with an
-        element for each relevant row of each query: the k of the query that the row is relevant for.
+        k: a number for all queries, or an array with the k of the query that each element of `place` belongs to.
         """
         return np.bincount(query[place < k], minlength=count).astype(np.float64)
 

@@ -41,9 +41,9 @@ def _length(text: str) -> Length:
 
 
 def in_pixels(box: Any, size: tuple[int, int]) -> PixelBox:
-    """Returns a box in pixels of an image of `size` (width, height). Raises TypeError or ValueError for another form.
+    """Returns a box in pixels of an image of `size` (width, height). Raises TypeError or ValueError for an invalid box.
 
-    The far edges are rounded, not the lengths, so that parts that meet in percent meet in pixels too.
+    Edges are rounded instead of widths and heights, so that adjacent boxes in percent are adjacent in pixels too.
     """
     x, y, width, height = box
     (left, across), (top, down) = _span(x, width, size[0]), _span(y, height, size[1])
@@ -64,9 +64,9 @@ def _pixels(length: Any, whole: int) -> float:
 
 
 def least_side(box: Any, size: tuple[int, int]) -> int:
-    """Returns the fewest pixels that a box's shorter side can have; 0 for a value that is not a box.
+    """Returns a lower bound, in pixels, for a box's shorter side; 0 for a value that is not a box.
 
-    size: the sides of the image, which may still have to be turned upright.
+    size: the width and height of the image; turning it upright may swap them.
     """
     try:
         _, _, width, height = box

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Stop:
-    """A switch: when it is set, every fetch that was given it ends at once. Safe for several threads."""
+    """A switch that is passed to fetches; setting it ends all of them at once. Safe for several threads."""
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()

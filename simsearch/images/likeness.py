@@ -148,11 +148,11 @@ def _best_forms(a: Pixels, b: Pixels) -> tuple[Pixels, NDArray[np.int64]]:
 
 
 def _free(a: Pixels, b: Pixels, noise: float) -> Pixels:
-    """Returns (n,): a number that is added to the correlation of each pair, for the sake of views without contrast.
+    """Returns (n,): a number to add to the correlation of each pair of views, from 1 if both are plain, towards 0.
 
-    The correlation of two plain grey views is near 0, although they are alike. So this number is 1 for two views of a
-    single grey each, and tends to 0 with growing contrast.
-    noise: the contrast that counts as none: the squared difference from the mean, summed over a view's pixels.
+    Two plain grey views are alike, but their correlation is near 0. The number makes up for this, and becomes small
+    with growing contrast, the sum of a view's squared differences from its mean.
+    noise: the contrast that still counts as plain.
     """
     sums = [((images - images.mean((1, 2), keepdims=True)) ** 2).sum((1, 2)) + noise for images in (a, b)]
     free: Pixels = noise / np.sqrt(sums[0] * sums[1])

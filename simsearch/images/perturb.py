@@ -121,7 +121,7 @@ CHANGES: dict[str, tuple[Change, tuple[float, ...], str]] = {
     "scale": (_scale, (0.75, 0.5, 0.25, 0.125), "of the size"),
     "crop": (_crop, (0.1, 0.25, 0.5, 0.75), "share of the area cut off"),
     "flip": (_flip, (1,), "mirrored"),
-    "noise": (_noise, (5, 10, 20, 40), "deviation, of 255"),
+    "noise": (_noise, (5, 10, 20, 40), "standard deviation, of 255"),
     "blur": (_blur, (0.005, 0.01, 0.02, 0.04), "radius, share of the shorter side"),
     "jpeg": (_jpeg, (75, 50, 25, 10, 5), "quality"),
     "colour": (_colour, (0.1, 0.2, 0.4, 0.6), "change of brightness, contrast and saturation"),

@@ -29,7 +29,7 @@ MAX_SIDE = 4096
 """The largest permitted `Preprocessing.resize`, in pixels."""
 
 _JSON_KEYS = {"std": "deviation"}
-"""The keys in JSON of those fields whose key is not the field's name."""
+"""JSON keys by field; for all other fields, the key is the name of the field."""
 
 
 @dataclass(frozen=True)

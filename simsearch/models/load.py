@@ -128,7 +128,7 @@ def _torchvision_on_cpu(name: str, few: bool) -> Model:
     try:
         model = exported.open_exported(name, functools.partial(_export, name), few)
     except MissingExtraError as error:
-        log.info("%s, so each command starts seconds later; %s", error, error.hint)
+        log.info("%s, so each command takes some seconds longer to start; %s", error, error.hint)
         model = None
     return model or torchvision_models.TorchvisionModel(name, "cpu")
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CALIBRATE = "simsearch models --calibrate SOURCE -m FILE measures them, for AlexNet"
 """Hint of the error for weights without the ranges of activations, which int8 needs."""
 
-QUANTIZE = "simsearch models --calibrate SOURCE -m NAME|FILE.onnx writes an 8-bit copy, if it agrees"
+QUANTIZE = "simsearch models --calibrate SOURCE -m NAME|FILE.onnx writes an 8-bit copy, if its features agree"
 """Hint of the error that a network that simsearch did not build cannot run in int8."""
 
 ENOUGH = 0.97

@@ -157,8 +157,8 @@ def _grid(theta: Tensor, side: int) -> Tensor:
 def centre_pixels(pixels: Tensor, side: int) -> Tensor:
     """Cuts out the centre patches, as at inference: (B, P, P, 3) uint8 -> (B, S, S, 3) uint8.
 
-    If the stored images are smaller than the patches (P < S), the centre square of each image whose side is 7/8 of P is
-    enlarged to S pixels.
+    If the stored images are smaller than the patches (P < S), a square of side 7/8 P is cut out of each image's centre
+    and enlarged to S pixels.
     """
     stored = pixels.shape[1]
     cut = side if stored >= side else round(stored * 7 / 8)

@@ -44,7 +44,7 @@ class Group(NamedTuple):
 
 
 def compressed(name: str) -> bool:
-    """Returns True for a parameter to prune and share: the weights of every layer except the first, and no biases.
+    """Returns True if a parameter is pruned and shared: the weights of every layer except the first, but no biases.
 
     The weights of the first layer are few and important.
     """

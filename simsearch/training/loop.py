@@ -44,7 +44,7 @@ LOG_INTERVAL = 50
 """Steps between two rows of the log."""
 
 WORTH_COMPILING = 2_500
-"""Smallest number of images, counted in all steps, for which a training on the CPU is compiled (in about 60 s)."""
+"""A training on the CPU is compiled (in about 60 s) if its steps process at least this many images in total."""
 
 STOP_INTERVAL = 10
 """With several processes, number of steps between two calls of `stop`, since each call waits for the GPU."""
@@ -142,7 +142,7 @@ def _batch_size(config: TrainConfig, images: int, world: ProcessGroup) -> int:
     batch = min(config.batch_size, images)
     if batch % world.size:
         hints = setting_hint("batch_size", batch - batch % world.size) if batch > world.size else {}
-        raise UsageError(f"a batch of {batch} images cannot be shared by {world.size} processes evenly", **hints)
+        raise UsageError(f"a batch of {batch} images cannot be divided evenly among {world.size} processes", **hints)
     return batch
 
 

@@ -196,7 +196,7 @@ def gather(
         _note(log, f"left out: {len(failures) - 5:,} more images that cannot be decoded")
     single = int((np.bincount(data.labels, minlength=len(classes)) == 1).sum())
     if single:
-        _note(log, f"{single:,} of {len(classes):,} classes have one image; it is trained on and not held out")
+        _note(log, f"{single:,} of {len(classes):,} classes have only one image, which is not held out")
     if start is None and job.architecture == "alexnet" and len(data) < FEW:
         advice = "--from alexnet --freeze convolutions --preset adapt"
         _note(log, f"{len(data):,} images are few for training from random weights; try {advice}")

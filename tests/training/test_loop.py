@@ -286,7 +286,7 @@ def test_two_processes_train_same_network_as_one(data, tmp_path):
 
 def test_a_batch_must_be_shared_evenly(data, tmp_path, monkeypatch):
     monkeypatch.setattr(ProcessGroup, "join", lambda device: ProcessGroup(0, 3))
-    with pytest.raises(UsageError, match="16 images cannot be shared by 3 processes"):
+    with pytest.raises(UsageError, match="16 images cannot be divided evenly among 3 processes"):
         run(data, tmp_path / "c")
 
 

@@ -139,7 +139,7 @@ def test_odd_sets_get_a_note_and_train(pics, tmp_path):
     (pics / "green" / "broken.png").write_bytes((pics / "green" / "0-0.png").read_bytes()[:200])
     done = simsearch_("train", pics, "-o", tmp_path / "w.safetensors", *QUICK)
     assert done.exit_code == 0, done.output
-    assert "1 of 3 classes have one image" in done.output
+    assert "1 of 3 classes have only one image" in done.output
     assert "left out: " in done.output
     assert "broken.png" in done.output
 

@@ -1,12 +1,12 @@
 """Moves a duplicate, puts it into the trash, or replaces it by a hard link.
 
 1. The action is written to the journal.
-2. The duplicate is renamed: to its new path, or to a temporary path (`Entry.aside`) if it is replaced by a hard link or
-moved to another file system, where a copy was made before. Renaming loses no data, even if another process has just
-changed the file.
+2. The duplicate is renamed to its new path. If it is replaced by a hard link or moved to another file system, it is
+renamed to a temporary path (`Entry.aside`) instead; the copy on the other file system has been made before. Renaming
+loses no data, even if another process has just changed the file.
 3. The duplicate and the picture to keep are checked again. If one of them has changed or is gone, the duplicate is
-renamed back. Another process may have changed them. Or the duplicate and the picture to keep are the same file, for
-example seen through two mounts that show different inodes; step 2 has then renamed the picture to keep.
+renamed back. There are two possible causes. Another process may have changed the files. Or both paths lead to the same
+file, for example through two mounts that show different inodes, so that step 2 has renamed the picture to keep.
 4. A duplicate at a temporary path is deleted. By then, the same content has been read from the copy or from the picture
 to keep.
 """
@@ -133,7 +133,7 @@ def _check_linkable(task: Task, facts: os.stat_result) -> None:
     if other.st_dev != facts.st_dev:
         raise UnusableError("the picture to keep is on another file system")
     if (other.st_uid, other.st_gid, other.st_mode) != (facts.st_uid, facts.st_gid, facts.st_mode):
-        raise UnusableError("its owner or permissions are not the same")
+        raise UnusableError("its owner or permissions are not those of the picture to keep")
 
 
 def _do(entry: Entry, state: State, original: Original) -> None:

@@ -62,9 +62,9 @@ class KeepRule:
     def __call__(self, members: Sequence[Member]) -> int | None:
         """Returns the position in `members` of the member to keep; None if the rule permits none of them.
 
-        A link is never chosen. If the rule permits a separate file of the group, no picture of the user's index in an
-        archive or a table is chosen. If that index is compared with another one, a picture of the other index may be
-        chosen from an archive or a table too. Of equally good members, the first is chosen.
+        A link is never chosen. A picture of the user's index in an archive or a table is only chosen if the rule
+        permits no separate file. If the user's index is compared with another one, this does not apply to pictures of
+        the other index. Of equally good members, the first is chosen.
         """
         places = [place for place, member in enumerate(members) if self.permits(member)]
         if any(is_file(members[place]) for place in places):

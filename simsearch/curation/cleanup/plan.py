@@ -134,7 +134,7 @@ def _reason_to_leave(member: Member, kept: Member, action: str, limit: float) ->
 def reason_to_stay(member: Member) -> str:
     """Returns the reason why a member can never be acted on, whichever picture is kept; "" if there is none."""
     if addresses.is_kind(member.source.kind):
-        return "it is not kept on this machine"
+        return "it is on another machine"
     if member.source.kind not in FILE_KINDS:
         return "it is in an archive or a table"
     if not is_file(member):

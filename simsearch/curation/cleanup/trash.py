@@ -69,7 +69,7 @@ def _home_trash() -> str:
 
 
 def _above_trash(folder: str) -> str:
-    """Returns the folder that lies directly in the mount point of a file system and is or contains its trash.
+    """Returns the folder that is, or contains, the trash of a file system and lies directly in its mount point.
 
     folder: the trash of the file system. If it is `.Trash/UID` in the mount point, the result is `.Trash`. If it is
     `.Trash-UID`, the result is the same folder.

@@ -123,8 +123,8 @@ class Canvas:
     def noise(self, rng: Generator, cells: float, octaves: int = 4, stretch: float = 1.0) -> Field:
         """Returns fractal noise (H, W) from 0 to 1, the sum of `octaves` layers, each twice as fine as the one before.
 
-        cells: about the number of spots per unit in the first layer. stretch: how many times wider than high the spots
-        are.
+        cells: approximate number of spots per unit in the first layer. stretch: width of the spots divided by their
+        height.
         """
         size = (self.image.width // 2, self.image.height // 2)
         total = np.zeros(size[::-1], np.float32)

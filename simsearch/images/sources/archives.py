@@ -166,9 +166,9 @@ class TarSource(Source):
     Members are listed in the archive's order, in which reading is fastest. A link is listed after the file that it
     leads to. Links that lead to no file of the archive are left out.
 
-    Several threads may share the source. Together they read the members in nearly the archive's order: a member may be
-    asked for after a later one. Going back in a compressed archive would mean decompressing it again from its start.
-    Therefore, the last members that reading has passed over are cached.
+    Several threads may share the source. Together they read the members in nearly, but not exactly, the archive's
+    order. Going back in a compressed archive would mean decompressing it again from its start. Therefore, members that
+    are skipped while reading forward are cached; old ones are dropped from the cache.
     """
 
     kind = "tar"
@@ -220,7 +220,7 @@ class TarSource(Source):
         """Finds the file that each link leads to, and records the file's path in `_links`.
 
         A hard link contains the name of a member; a symbolic link contains a path relative to its own folder.
-        Counts in `_broken` the links that lead to no file, and in `_other` all pipes and devices.
+        Also counts the links that lead to no file (`_broken`), and the pipes and devices (`_other`).
         members: all members by path. files: the regular files among them.
         """
         texts = {path: member.linkname for path, member in members.items() if member.issym()}

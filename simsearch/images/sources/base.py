@@ -63,7 +63,7 @@ class Listing:
 
     entries: the images.
     skipped: number of files that are not in `entries`; files that match `exclude` are not counted.
-    left_out: number of the skipped files that are never read, such as videos, by reason.
+    left_out: for each reason, the number of skipped files that are never read, such as videos.
     unread: folders that could not be listed, each with the reason.
     matched: the patterns of `exclude` that matched at least one path.
     """
@@ -98,7 +98,7 @@ class Source(ABC):
     """False if a missing data set must not be downloaded, because only an index names it."""
 
     nests = False
-    """True for folders: a folder inside another source's folder is a part of it, and single images can be listed."""
+    """True for folders: one source can lie inside another, and a source can be restricted to single images."""
 
     quick = False
     """True to give up soon on an image on another machine, because a user is waiting for it."""

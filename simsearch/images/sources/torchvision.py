@@ -75,7 +75,7 @@ class TorchvisionSource(Source):
             return kind(folder, **arguments)
         except Exception as error:  # a wrong split, a missing package, no network: the type depends on the data set
             missing = isinstance(error, RuntimeError | OSError)
-            advice = f"without a network, put its files into {folder}" if missing else None
+            advice = f"without an internet connection, put its files into {folder}" if missing else None
             raise UsageError(f"the data set {self.root} cannot be opened: {first_line(error)}", hint=advice) from error
 
     def _arguments(self, accepted: Any) -> dict[str, Any]:

@@ -125,4 +125,4 @@ def check_config(config: Config, weights: int) -> None:
     if dimension < 1 or config.num_classes < 1 or not 1 <= config.image_size <= LARGEST_IMAGE:
         raise ValueError(f"image_size is not from 1 to {LARGEST_IMAGE:,}, or the network has no features or no classes")
     if dimension * (inputs + config.num_classes) > weights:
-        raise ValueError(f"the network would have far more weights than the file: {dimension:,} features")
+        raise ValueError(f"with {dimension:,} features, the network would have far more weights than the file")

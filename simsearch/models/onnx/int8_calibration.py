@@ -59,7 +59,7 @@ class Agreement:
     images: the number of images compared.
     top6: the fraction of an image's six nearest neighbours that are the same with both kinds of features; the mean over
     all images.
-    cosine: the cosine between an image's features of both kinds; the median over all images.
+    cosine: the cosine between an image's int8 features and its float32 features; the median over all images.
     """
 
     images: int

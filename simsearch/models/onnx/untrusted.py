@@ -28,7 +28,8 @@ _EXTERNAL, _LOCATION = 13, 14  # TensorProto
 def check_graph(name: str, data: bytes) -> None:
     """Raises WeightsError if a file is not ONNX or its graph is refused.
 
-    A graph is refused if it refers to other files, or has subgraphs, functions, a training or unknown operators.
+    A graph is refused if it refers to other files, or has subgraphs, functions, training information, or unknown
+    operators.
     """
     try:
         found = dict.fromkeys(_problems(memoryview(data)))
@@ -48,7 +49,7 @@ def _problems(model: memoryview) -> Iterator[str]:
             graphs += 1
             yield from _problems_of_graph(_message(value))
         elif number in {_TRAINING, _FUNCTION}:
-            yield "it holds functions" if number == _FUNCTION else "it holds a training"
+            yield "it holds functions" if number == _FUNCTION else "it holds training information"
     if not graphs:
         raise ValueError("it has no graph")
 

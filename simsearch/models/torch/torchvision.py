@@ -39,7 +39,7 @@ class TorchvisionModel:
         try:
             network = torchvision.models.get_model(short_name, weights=entry)
         except (OSError, RuntimeError) as error:  # URLError is an OSError; a broken download is a RuntimeError
-            hint = f"the file is {entry.url}; without a network, put it into torch's hub cache by hand"
+            hint = f"without an internet connection, put the file {entry.url} into torch's hub cache"
             raise UsageError(f"the weights of {name} cannot be fetched: {error}", hint=hint) from error
         self.name = name
         self.weights_sha256 = _digest(network)

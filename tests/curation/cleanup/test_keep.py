@@ -71,7 +71,7 @@ def test_what_is_kept_elsewhere_stays(engine: Engine) -> None:
     item = engine.item(1)
     source = resolve.RecordedSource("remote", "s3://bucket/photos")
     member = Member(item, source.display(item.path), 0.0, source)
-    assert reason_to_stay(member) == "it is not kept on this machine"
+    assert reason_to_stay(member) == "it is on another machine"
 
 
 def test_all_under_a_folder_stay(engine: Engine, copies: Path) -> None:

@@ -126,7 +126,7 @@ def test_missing_data_set_says_where_files_go(dataset: Callable[[type], None], t
         UsageError, match=r"(?m)torchvision/CIFAR10 cannot be opened: <urlopen error no network>$"
     ) as caught:
         resolve.resolve("torchvision/CIFAR10").listing()
-    assert caught.value.hint == f"without a network, put its files into {tmp_path}/datasets/CIFAR10"
+    assert caught.value.hint == f"without an internet connection, put its files into {tmp_path}/datasets/CIFAR10"
 
 
 def test_data_set_keeps_its_own_arguments(dataset: Callable[[type], None]) -> None:

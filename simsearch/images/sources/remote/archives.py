@@ -106,7 +106,7 @@ class _RemoteArchive(RemoteStoreMixin, Source, Generic[A]):
             if found is None:
                 raise UsageError(f"there is no archive at {self.root}")
             if not found.size:
-                raise UsageError(f"{self.root} is empty, or its server does not say its size")
+                raise UsageError(f"{self.root} is empty, or the server does not tell the size of the file")
             self._facts = found
         return self._facts
 

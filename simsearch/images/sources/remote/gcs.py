@@ -140,7 +140,7 @@ class GcsStore(Store):
             return DeniedError(f"{self.server()} answered {status}")
         connection = isinstance(error, ConnectionError) or "Connect" in name or "Timeout" in name
         return TransientError(
-            f"no answer from {self.server()}" if connection else f"{self.server()} broke off: {name}",
+            f"no answer from {self.server()}" if connection else f"{self.server()} broke off the connection: {name}",
             connection=connection,
         )
 

@@ -171,7 +171,7 @@ class HttpStore(Store):
         try:
             return sync(self._files.loop, self._request, method, url, headers, most, file, timeout=limit)  # type: ignore[no-any-return]
         except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError) as error:
-            raise TransientError(f"{self.server()} broke off") from error
+            raise TransientError(f"{self.server()} broke off the connection") from error
         except TimeoutError as error:
             raise TransientError(f"{self.server()} took too long", connection=True) from error
         except (aiohttp.ClientConnectorCertificateError, aiohttp.InvalidURL) as error:
@@ -179,7 +179,7 @@ class HttpStore(Store):
         except (aiohttp.ClientConnectionError, ConnectionError) as error:
             raise TransientError(f"no answer from {self.server()}", connection=True) from error
         except aiohttp.ClientError as error:
-            raise TransientError(f"{self.server()} broke off: {type(error).__name__}") from error
+            raise TransientError(f"{self.server()} broke off the connection: {type(error).__name__}") from error
 
     async def _request(
         self, method: str, url: str, headers: dict[str, str], most: int, file: IO[bytes] | None

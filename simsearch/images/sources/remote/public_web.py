@@ -22,7 +22,7 @@ class PublicWebStore(Store):
         return urlsplit(self.root).netloc
 
     def _objects(self, within: str) -> Iterator[RemoteObject]:
-        raise DeniedError("you have not named it on this machine")
+        raise DeniedError("you have not named this web server on this machine")
 
     def _info(self, path: str) -> RemoteObject:
         return RemoteObject(path, None, "")

@@ -91,7 +91,7 @@ class S3Store(Store):
         return urlsplit(given).netloc.rpartition("@")[2] or "S3"
 
     def denied_hint(self) -> str | None:
-        return NO_CREDENTIALS if self._anonymous else "may these credentials list the bucket, s3:ListBucket?"
+        return NO_CREDENTIALS if self._anonymous else "listing the bucket needs the permission s3:ListBucket"
 
     def _objects(self, within: str) -> Iterator[RemoteObject]:
         start = "/".join(part for part in (self._prefix, within) if part)
@@ -199,4 +199,4 @@ class S3Store(Store):
             return TransientError(f"no answer from {self.server()}", connection=True)
         if "Timeout" in name:
             return TransientError(f"{self.server()} took too long", connection=True)
-        return TransientError(f"{self.server()} broke off: {name}")
+        return TransientError(f"{self.server()} broke off the connection: {name}")

@@ -218,14 +218,14 @@ class Store(ABC):
             else:
                 self._save_whole(path, size, file)
             if before is None or self.info(path) != before:
-                raise ImageError("it has changed while it was read")
+                raise ImageError("the object has changed while it was read")
             file.seek(0)
         except SimsearchError:  # before OSError, because some of them are OSErrors too
             file.close()
             raise
         except OSError as error:
             file.close()
-            raise ImageError(f"no temporary file can hold it: {error.strerror or error}") from error
+            raise ImageError(f"cannot be copied to a temporary file: {error.strerror or error}") from error
         except BaseException:
             file.close()
             raise
@@ -278,10 +278,10 @@ class Store(ABC):
         raise AssertionError("no attempts")
 
     def _has_changed(self, path: str, start: int | None, size: int) -> bool:
-        """Returns True if another number of bytes arrived than expected because the object was replaced after listing.
+        """Returns True if the wrong number of bytes arrived only because the object was replaced after listing.
 
-        Then the new content has arrived completely, and there is no need to read it again. The function asks the server
-        for the object's present size, and compares it with `size`, the number of bytes that arrived.
+        In this case, the new content is complete and need not be read again. The function asks the server for the
+        object's present size, and compares it with `size`, the number of bytes that arrived.
         start: None if the whole object was read. If only a part was read, the result is False, because the size of the
         object does not tell if the part is complete.
         """
