@@ -177,7 +177,7 @@ class Engine(WholeIndex):
     def search_many(
         self, pictures: Sequence[Picture | int], k: int = 6, **options: Unpack[PictureOptions]
     ) -> list[Matches]:
-        """Returns the matches of each of several pictures, which is faster than searching by one after the other.
+        """Returns the matches of each picture. This is faster than calling `search` for each picture.
 
         pictures: pictures as in `search`, or ids of items. Options and errors: as in `search`.
         """
@@ -204,10 +204,10 @@ class Engine(WholeIndex):
         without: Sequence[Sequence[int]] = (),
         **options: Unpack[SearchOptions],
     ) -> list[Matches]:
-        """Returns the k items nearest to each of (n, D) float32 feature vectors, found in one scan.
+        """Returns the k items nearest to each query, for several queries at once.
 
-        vectors: (n, D), or (n, v, D) for n queries with v variants each. An item's distance to a query with variants is
-        its distance to the nearest variant.
+        vectors: (n, D) float32, a feature vector for each query; or (n, v, D), v variants for each query. An item's
+        distance to a query with variants is its distance to the nearest variant.
         without: for each query, the ids of items to leave out.
         """
         return self._searches.by_vectors(vectors, k, without, options)
@@ -215,7 +215,7 @@ class Engine(WholeIndex):
     def neighbours(
         self, vectors: NDArray[np.float32], k: int = 6, *, where: Where | None = None, exact: bool = False
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Returns the ids and the distances of the k items nearest to each of (n, D) features: (n, k) each.
+        """Returns the ids and the distances of the k items nearest to each of (n, D) vectors: two arrays (n, k).
 
         Meant for programs that look items up themselves. If fewer than k items are found, the remaining ids are -1 and
         the remaining distances inf. where, exact: as in `search`.
@@ -244,7 +244,7 @@ class Engine(WholeIndex):
 
     @property
     def scale(self) -> Scale:
-        """The scale that converts distances into similarities. It holds the distances with similarities 0.5 and 0."""
+        """The scale that converts distances into similarities: the two distances whose similarities are 0.5 and 0."""
         with self.reading() as reader:
             return self._searches.scale(reader)
 

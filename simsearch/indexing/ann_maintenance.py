@@ -39,7 +39,7 @@ def update(
 
     The key `since` of the entry describes the last measurement of the recall: the recall with its confidence limits
     (low, high), the number of queries, and the number of items in the index. The queries are items that were added
-    since the measurement before, or since the approximate search was built.
+    since the previous measurement, or since the approximate search was built.
     If the approximate search cannot be read, the entry is returned unchanged. Searches are exact in that case.
 
     index: the index's folder. search: the present entry. flat: exact search over all rows.

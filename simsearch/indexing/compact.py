@@ -182,7 +182,7 @@ def _read_blocks(plan: _Plan, old: FeatureFiles) -> Iterator[tuple[int, NDArray[
         found = zlib.crc32(features.tobytes())
         if found != expected:
             raise IndexDamagedError(
-                f"features: rows {first} to {done - 1} have checksum {found:08x}, recorded was {expected:08x}"
+                f"features: rows {first} to {done - 1} have checksum {found:08x}, expected {expected:08x}"
             )
         yield first, features, expected
     if done != plan.total:

@@ -40,7 +40,10 @@ PATIENCE = 1.0
 """Seconds after which an incomplete batch is computed, if images are slow to decode."""
 
 WAITING_BYTES = 256 << 20
-"""Limit in bytes of files that wait for a GPU decoder. A batch is computed when its files reach a quarter of it."""
+"""Limit in bytes of files that wait for a GPU decoder.
+
+A batch is computed when its files reach a quarter of this limit.
+"""
 
 FINISHED = 16
 """Maximum number of computed batches that wait for the caller."""

@@ -103,7 +103,7 @@ def _reopen_source(reader: Reader, row: SourceRow, root: str) -> tuple[PlannedSo
 def _assign_sources(
     found: Sequence[base.Source], known: Sequence[tuple[SourceRow, str]], options: BuildOptions
 ) -> list[tuple[PlannedSource, base.Source]]:
-    """Returns (planned source, source to list) for each of the sources `found` that does not lie inside another.
+    """Returns (planned source, source to list) for each source in `found` that does not lie inside another one.
 
     The source to list can be a part of the planned source, for example a subfolder of a folder that is recorded.
     known: (record, current location) of each recorded source.

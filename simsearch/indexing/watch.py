@@ -103,7 +103,7 @@ def follow(
     while not stop.is_set():
         places = _Places.of(index)
         for root in sorted(places.remote - remote):
-            say(f"{root} is on another machine and is not followed; `build` again reads what has changed there")
+            say(f"{root} is on another machine and is not followed; another `build` reads what has changed there")
         remote = places.remote
         if remote and not (places.folders or places.files or places.gone):
             raise UsageError(

@@ -258,9 +258,9 @@ class WholeIndex:
         drawn: maps.ItemMap | None = None,
         progress: Progress = no_progress,
     ) -> int:
-        """Writes the features of all items, and the items themselves, to a folder; returns the number of items.
+        """Writes the ids, paths, labels, metadata and features of all items to a folder; returns the number of items.
 
-        form: "npy" writes features.npy, (N, D) float32, and items.jsonl, one line per row; "parquet" writes
+        form: "npy" writes features.npy, (N, D) float32, and items.jsonl, one line per item; "parquet" writes
         items.parquet.
         drawn: a map that `map` has returned. Its columns are added to items.parquet; see `export.export_parquet`.
         Raises UsageError if the folder cannot be written, and MissingExtraError without pyarrow for "parquet".

@@ -1,7 +1,7 @@
 """Finds groups of near-identical items: different files whose features are near (`simsearch.search.near_rows`).
 
-If the largest distance was measured (`simsearch.search.copy_threshold`), a pair up to a little more than this distance
-apart is near-identical if its pixels agree (`simsearch.search.second_look`).
+If the largest distance was measured (`simsearch.search.copy_threshold`), the pixels of pairs up to a little beyond this
+distance are compared, and decide (`simsearch.search.second_look`).
 In a large index, not all pairs are compared; `checked` estimates how many near pairs are found. The groups may span two
 indexes of the same model: the index to clean up, and another index that it is compared with.
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from simsearch.storage.reader import Item
 
 CHECKED, CHECKED_NEIGHBOURS = 256, 8
-"""`checked` searches the neighbours of this number of items, and at most this number of neighbours of each item."""
+"""`checked` searches for the neighbours of CHECKED items, and for at most CHECKED_NEIGHBOURS of each item."""
 
 
 @dataclass(frozen=True)

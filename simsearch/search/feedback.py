@@ -28,8 +28,8 @@ def blend(
     """Returns a (D,) query moved towards the examples `plus` and away from the examples `minus` (Rocchio 1971).
 
     p is the weighted mean of `plus` and the query, which has weight 1; m is the weighted mean of `minus`, and w is the
-    average of its weights. The result is p + w / 2 * (p - m); without `minus`, it is p. If neither p nor m has negative
-    values, as with ReLU activations, negative values of the result are set to 0.
+    average of `minus_weights`. The result is p + w / 2 * (p - m); without `minus`, it is p. If neither p nor m has
+    negative values, as with ReLU activations, negative values of the result are set to 0.
     plus, minus: (n, D).
     plus_weights, minus_weights: a weight for each example; by default 1.
     """

@@ -35,10 +35,10 @@ else:
     faiss = LazyModule("faiss")
 
 COMPONENTS = 64
-"""Principal components that features are projected on."""
+"""Number of principal components that features are projected on."""
 
 SAMPLE = 8192
-"""Rows that the principal components are computed from."""
+"""Number of rows that the principal components are computed from."""
 
 BLOCK, WINDOW, PAIRS = 512, 8192, 1024
 """Number of rows compared at once, of other rows that they are compared with, and of pairs measured at once."""

@@ -108,7 +108,7 @@ OPTIONS = (
         flags=("--filter",),
         metavar="COND",
         field="filter",
-        http_help="Only items that meet all conditions: a list, or one alone, each written as on the command line.",
+        http_help="Only items that meet all of these conditions (one or a list), each written as on the command line.",
     ),
     SearchOption(
         "crop",
@@ -216,8 +216,9 @@ def _spellings(option: SearchOption) -> list[str]:
 
 
 def hint(name: str, known: Sequence[str], *, http: bool = False) -> str:
-    """Returns the hint for an unknown name: the known name that is most similar in any interface, or all known names.
+    """Returns the hint for an unknown name: the most similar known name or, if none is similar, all known names.
 
+    The name is compared with the spellings of the options in Python, in HTTP requests and on the command line.
     known: the names that are allowed in Python, or with `http` the fields in HTTP requests.
     """
     own = {option: option.http_field if http else option.name for option in OPTIONS}

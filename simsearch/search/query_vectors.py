@@ -89,8 +89,8 @@ class QueryResolver:
 
         The result can be resolved by this resolver or by a resolver with a later snapshot.
         picture: a picture, or the id of an item. The options are those of `options.PictureOptions`.
-        Raises ImageError if a picture cannot be read or cropped, ItemNotFoundError if an item that is needed for this
-        does not exist, and UsageError for invalid arguments.
+        Raises ImageError if a picture cannot be read or cropped, ItemNotFoundError if an item to crop or mirror does
+        not exist, and UsageError for invalid arguments.
         """
         image = self.images.one(picture, crop, flip, hashed=no_self)
         return PreparedQuery(image, *self._examples(plus, minus), no_self)
@@ -198,9 +198,10 @@ class QueryResolver:
         return [existing_rows(self.reader, self.left_out(query)) for query in queries]
 
     def left_out(self, query: PreparedQuery) -> list[int]:
-        """Returns the ids of the items that must not be matches of a query: its own items and, if wanted, their copies.
+        """Returns the ids of the items that must not be matches of a query.
 
-        Copies are looked up here and not when the query is prepared, because the index may be replaced in between.
+        These are the query's own items and, with `no_self`, the items whose file has the same content as the query.
+        They are looked up here and not when the query is prepared, because the index may be replaced in between.
         Raises ItemNotFoundError.
         """
         image, found = query.image, [*query.items]

@@ -120,7 +120,7 @@ class Searcher:
         if k * len(queries) > MOST_NEIGHBOURS:
             raise UsageError(
                 f"{k:,} neighbours of {len(queries):,} vectors are too many for one answer",
-                hint=f"the index has {self.reader.count():,} items; ask for fewer, or in parts",
+                hint=f"the index has {self.reader.count():,} items; ask for fewer neighbours or fewer vectors at once",
             )
         permitted = self._permitted(where)
         found = self._candidates(queries, k, permitted, exact or not self._approximate(k, permitted))

@@ -1,7 +1,7 @@
 """Compares the pixels of pictures whose features are near, to find out which pictures are copies.
 
 `simsearch.images.likeness` compares the pixels. The distance of the features decides instead if one picture of a pair
-cannot be read, is too large, or is in a remote source, because pictures are not downloaded for a comparison.
+cannot be read, is too large, or is in a remote source. (Pictures are not downloaded for a comparison.)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ VIEW_BYTES = 3 * likeness.SIDE**2
 """Bytes of a view, the small version of a picture that is compared."""
 
 VIEWS = 8192
-"""Views that are kept in memory."""
+"""Number of views that are kept in memory."""
 
 DECODING_BYTES = 256 << 20
 """Memory for the pictures that are decoded at the same time, in bytes; a picture that needs more is decoded alone."""

@@ -34,8 +34,8 @@ SAMPLE = 512
 QUERIES, FEWEST, CELLS = 256, 32, 1 << 24
 """Largest and smallest number of items whose nearest neighbours `measure` searches, and number of distances.
 
-In a large index, fewer than QUERIES items are searched for, to compute at most CELLS distances. However, at least
-FEWEST items are searched for.
+In a large index, `measure` takes fewer than QUERIES items, so that it computes at most CELLS distances, but never fewer
+than FEWEST items.
 """
 
 NEIGHBOURS = 16

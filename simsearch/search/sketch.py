@@ -49,10 +49,10 @@ BATCH = 8
 """From this number of queries on, one thread searches for each query; for fewer, several threads share each."""
 
 PRODUCTS, GROUP = 1 << 22, 32
-"""Largest size of a `NarrowCodes.table`; number of rows in a group, whose best distance is used to choose seeds."""
+"""Largest number of distances in a table; number of rows in a group. Seeds are chosen by each group's best distance."""
 
 FEW = 64
-"""With fewer seeds than this, comparing each row with each seed is faster than `np.isin`. See also FIRST."""
+"""With fewer seeds than this, comparing each row with each seed is faster than `np.isin`. FIRST uses FEW as well."""
 
 LONGEST = 1e18
 """Distances below this have squares that float32 can hold."""
@@ -128,7 +128,7 @@ class Sketch:
         return len(self._odd)
 
     def shares(self, queries: NDArray[np.float32], distances: list[float]) -> list[float]:
-        """Returns two fractions of all rows: not excluded by the narrow codes, and not excluded by the wide codes.
+        """Returns two fractions of all rows: those that the narrow codes and those that the wide codes do not exclude.
 
         queries: (nq, D), over which the fractions are averaged.
         distances: for each query, the distance of its k-th neighbour.
@@ -321,7 +321,7 @@ class Sketch:
     def _within(
         self, query: _Query, rows: NDArray[np.int64], wide: NDArray[np.int64], distance: float
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns those of `rows` that may be at most `distance` away, and their squared distances of wide codes."""
+        """Returns those of `rows` that may be at most `distance` away, and the squared distances of the wide codes."""
         errors = query.errors[1] + self._errors[rows]
         near = wide <= self.bounds.grids[1].reach(distance, self.bounds.defect, errors)
         return rows[near], wide[near]

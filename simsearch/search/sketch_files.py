@@ -138,7 +138,8 @@ def _read(folder: Folder, facts: SketchFacts, first: int) -> NDArray[np.uint8]:
     """
     part, count = sealed.read_array(folder, _part(first)), min(PART, facts.rows - first)
     if part.dtype != np.uint8 or part.ndim != 2 or part.shape[1] != sum(facts.widths) + 8 or len(part) < count:
-        raise IndexDamagedError(f"{folder.path / _part(first)} does not have the number or width of rows in meta.json")
+        path = folder.path / _part(first)
+        raise IndexDamagedError(f"{path} has fewer rows than meta.json records, or rows of another width")
     return part[:count]
 
 

@@ -113,8 +113,8 @@ class Snapshots:
 
         The sketch is loaded on first use. If its files are missing or damaged, logs a warning once and returns None, so
         that searches scan all rows.
-        compactions: the number of compactions of the feature files to search, so far. Returns None if the sketch was
-        made for another number of compactions, because each compaction renumbers the rows.
+        compactions: how often the feature files to search have been compacted. Returns None if the sketch was made
+        after another number of compactions, because each compaction renumbers the rows.
         """
         with self._lock:
             if not self.index.meta.sketch:

@@ -86,8 +86,8 @@ def read_recorded(folder: Folder | None, meta: Meta) -> Projection | None:
 def apply(model: Model, folder: Folder | None, meta: Meta) -> Model:
     """Returns the model that computes the features of an index.
 
-    The base model computes the plain features, those of the network's last hidden layer. If the index has them, the
-    base model itself is returned; else a `DescriptorModel`, which computes the index's features with the base model.
+    If the index has plain features, those of the network's last hidden layer, returns the base model, which computes
+    them. Otherwise returns a `DescriptorModel`, which computes the index's features with the base model.
     model: a base model, or a `DescriptorModel`, of which only the base model is used.
     Raises IndexDamagedError if the principal components are missing or damaged, or have another dimension than the
     index.
@@ -99,6 +99,6 @@ def apply(model: Model, folder: Folder | None, meta: Meta) -> Model:
     found = DescriptorModel(base, Descriptor.from_dict(values), read_recorded(folder, meta))
     if found.dimension != meta.dimension:
         place = "" if folder is None else f"{folder.path}: "
-        message = f"{place}{meta.features} has {found.dimension} dimensions, not {meta.dimension}"
+        message = f"{place}the features {meta.features} have {found.dimension} dimensions, not {meta.dimension}"
         raise IndexDamagedError(message)
     return found

@@ -110,7 +110,7 @@ def structure_folder(index: Folder, name: str, create: bool = False) -> Folder:
     Raises IndexDamagedError for a name that does not consist of 16 hexadecimal digits. Raises OSError.
     """
     if not _NAME.fullmatch(name):
-        raise IndexDamagedError(f"{index.path / FOLDER}: {name!r} names no approximate search and no sketch")
+        raise IndexDamagedError(f"{index.path / FOLDER}: {name!r} is not the name of an approximate search or a sketch")
     return index.child(FOLDER, create).child(name, create)
 
 

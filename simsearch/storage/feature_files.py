@@ -39,7 +39,7 @@ PREAMBLE = 4096
 
 ROWS_PER_SHARD = 8192
 
-"""Number of rows in a file: 64 MiB at D = 4096, small enough that the cores can divide one search by files."""
+"""Number of rows in a file: 64 MiB at D = 4096, small enough to divide one search among the cores."""
 
 _MAGIC = b"simsearch features\n"
 
@@ -229,7 +229,7 @@ class FeatureFiles:
         return None
 
     def _wrong_preamble(self, shard: int) -> str:
-        return f"{self.path(shard)} does not begin as the feature file {shard} of dimension {self.dimension}"
+        return f"{self.path(shard)} does not begin like feature file {shard} of dimension {self.dimension}"
 
 
 def no_such_row(subject: str, rows: int) -> IndexDamagedError:

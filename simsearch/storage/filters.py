@@ -166,9 +166,9 @@ def _metadata_value(key: str) -> tuple[str, list[Any]]:
 
 
 def value_counts(connection: sqlite3.Connection, field: str, limit: int) -> dict[str, int]:
-    """Returns the texts in a field, with their numbers of items; the most frequent text is first.
+    """Returns each text in a field with the number of items that have it; the most frequent text is first.
 
-    field: "label", or a field of the metadata. limit: the most texts to return; -1 for all.
+    field: "label", or a field of the metadata. limit: the maximum number of texts; -1 for all.
     """
     key = Condition(field, "=", ()).key
     value, parameters = (_COLUMNS[field], []) if key is None else _metadata_value(key)

@@ -35,9 +35,9 @@ _KINDS = {
 
 
 class NotRegularError(OSError):
-    """Raised if a file of an index is a link, folder, pipe, socket or device instead, or if a folder is a link instead.
+    """Something else is in the place of a file or folder of an index, such as a symbolic link or a device.
 
-    wanted: what should be at the path instead, for the message.
+    wanted: what should be at the path, for the message.
     """
 
     def __init__(self, mode: int, path: Path, wanted: str = "a regular file") -> None:
@@ -75,7 +75,8 @@ class Folder:
     def child(self, name: str, create: bool = False) -> Folder:
         """Opens a subfolder. If it is missing and `create` is False, returns a `Folder` without a descriptor.
 
-        Raises OSError, and NotRegularError for a link, and for a file in place of a folder to create.
+        Without `create`, a file with this name counts as a missing subfolder.
+        Raises OSError, and NotRegularError if the name is that of a link or, with `create`, of a file.
         """
         if create:
             with contextlib.suppress(FileExistsError):

@@ -163,7 +163,7 @@ class Meta:
 def _hints(place: Path) -> tuple[str, str]:
     """Returns two hints for the message that there is no index at `place`: for Python, and for the command line.
 
-    They have the way to build an index there and, if possible, the path of another index in the parent folder.
+    Each says how to build an index there and, if the parent folder has other indexes, names one of them.
     """
     try:
         beside = sorted(path.parent.name for path in place.parent.glob("*/meta.json"))
@@ -174,8 +174,8 @@ def _hints(place: Path) -> tuple[str, str]:
         return f"make one: {make}", f"make one: {shell_make}"
     near = suggestions.nearest(place.name, beside)
     other = place.parent / (near or beside[0])
-    found = f'did you mean "{other}"?' if near else f'there is "{other}";'
-    return f"{found} or make one: {make}", f"there is {other}: -i {other}; or make one: {shell_make}"
+    found = f'did you mean "{other}"?' if near else f'there is an index "{other}";'
+    return f"{found} or make one: {make}", f"there is an index {other}: -i {other}; or make one: {shell_make}"
 
 
 def _crc32(values: dict[str, Any]) -> str:

@@ -64,8 +64,8 @@ class IndexModel:
     def load(self, expected: int | None = None, threads: bool = False) -> Model:
         """Returns the model, which is loaded at the first call.
 
-        For up to `registry.FEW` images, the model is loaded in a way that takes less time, but lets it compute more
-        slowly. It is loaded again at the first call for more images.
+        For up to `registry.FEW` images, the model is loaded in a way that starts faster but computes more slowly. It is
+        loaded again at the first call for more images.
         expected: the number of images to compute; None if unknown. threads: True if several threads will use the model.
         Raises UsageError if the weights file is missing, ModelMismatchError if it is not the one that made the index,
         and IndexDamagedError if its principal components are missing or damaged.
@@ -75,7 +75,7 @@ class IndexModel:
             if self._model is None or (many and getattr(self._model, "few", False)):
                 if self.name.endswith((".safetensors", ".onnx")) and not Path(self.name).is_file():
                     raise UsageError(
-                        f"no weights file at {self.name}, which the index was made with",
+                        f"no weights file at {self.name}; the index was made with this file",
                         hint="model=PATH gives its new path",
                         shell_hint="--model FILE gives its new path",
                     )

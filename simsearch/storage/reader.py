@@ -151,7 +151,7 @@ class Reader:
         return int(self._connection.execute("SELECT count(DISTINCT label) FROM items").fetchone()[0])
 
     def value_counts(self, field: str, limit: int = -1) -> dict[str, int]:
-        """Returns the texts in a field, with their numbers of items; see `filters.value_counts`."""
+        """Returns each text in a field with the number of items that have it; see `filters.value_counts`."""
         return filters.value_counts(self._connection, field, limit)
 
     def has_items(self, source: int) -> bool:
@@ -241,7 +241,7 @@ class Reader:
         return [int(row[0]) for row in self._connection.execute(query, (digest,))]
 
     def row_of(self, digest: bytes) -> int | None:
-        """Returns the row of the features of an item whose image file has this SHA-256; None if there is none."""
+        """Returns the row of the features of an item whose image file has this SHA-256; None without such an item."""
         found = self.find_content(digest)
         return None if found is None else found[0]
 

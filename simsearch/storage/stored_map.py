@@ -131,7 +131,7 @@ def _parsed(header: Any, records: NDArray[Any]) -> StoredMap:
     if len(ids) and not (cluster_ids.min() >= 0 and cluster_ids.max() < len(clusters)):
         raise ValueError("an item is in no cluster")
     if not np.isfinite(positions).all() or (np.diff(ids) <= 0).any():
-        raise ValueError("a position is not finite, or its ids do not ascend")
+        raise ValueError("a position is not finite, or the ids do not ascend")
     return StoredMap(ids, records["content"].astype(np.uint64), positions, cluster_ids, clusters, generation, facts)
 
 

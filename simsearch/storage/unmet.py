@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from simsearch.storage.protocols import ItemReader
 
 COMPARED = 1000
-"""Values of a field, the most frequent ones, that a mistyped one is compared with."""
+"""Number of values of a field, the most frequent ones, with which a mistyped value is compared."""
 
 CHECKED = 8
-"""Values of conditions that are looked up; each takes one pass over the items."""
+"""Maximum number of values in conditions that are looked up; each takes one pass over the items."""
 
 SHOWN = 10
-"""Values of a field that a sentence lists."""
+"""Maximum number of values of a field that a sentence lists."""
 
 
 def unmet(

@@ -23,7 +23,8 @@ class VerifyReport:
     """The result of `verify`.
 
     problems: a message for each problem; empty if the index is intact.
-    items, rows: the numbers that the database has recorded. checked: the number of rows whose checksum was computed.
+    items, rows: the numbers of items and rows that the database has recorded.
+    checked: the number of rows whose checksum was computed.
     """
 
     items: int

@@ -55,10 +55,10 @@ def test_an_index_beside_is_named(run, index, tmp_path, monkeypatch):
     monkeypatch.delenv("SIMSEARCH_INDEX")
     monkeypatch.chdir(tmp_path)
     shutil.copytree(index, tmp_path / "indexes" / "photos")
-    assert "hint: there is indexes/photos: -i indexes/photos; or make one:" in run("info").err
+    assert "hint: there is an index indexes/photos: -i indexes/photos; or make one:" in run("info").err
     shutil.copytree(index, tmp_path / "indexes" / "albums")
-    assert "hint: there is indexes/photos:" in run("info", "-i", "indexes/photo").err  # the most similar name
-    assert "hint: there is indexes/albums:" in run("info", "-i", "indexes/xyz").err
+    assert "hint: there is an index indexes/photos:" in run("info", "-i", "indexes/photo").err  # the most similar name
+    assert "hint: there is an index indexes/albums:" in run("info", "-i", "indexes/xyz").err
 
 
 def test_build_makes_its_index_here(run, project, monkeypatch, pictures, tiny_weights):

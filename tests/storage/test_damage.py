@@ -116,14 +116,14 @@ FOUND: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda i: flip(shard(i, 2), PREAMBLE + (ROWS - 128) * 16 - 1),
         "rows 120 to 149 have checksum",
     ),
-    "flipped bit of a preamble": (lambda i: flip(shard(i), 5), "does not begin as the feature file 1 of dimension 8"),
-    "flipped bit of the padding": (lambda i: flip(shard(i), PREAMBLE - 1), "does not begin as the feature file 1"),
+    "flipped bit of a preamble": (lambda i: flip(shard(i), 5), "does not begin like feature file 1 of dimension 8"),
+    "flipped bit of the padding": (lambda i: flip(shard(i), PREAMBLE - 1), "does not begin like feature file 1"),
     "shard cut short": (lambda i: truncate(shard(i, 2), PREAMBLE + 7), "too few for 22 rows"),
     "shard cut to nothing": (lambda i: truncate(shard(i, 0), 0), "has 0 bytes"),
     "missing shard": (lambda i: shard(i).unlink(), "000001.f16: No such file"),
     "shards exchanged": (
         lambda i: (shard(i, 0).rename(i / "x"), shard(i, 1).rename(shard(i, 0)), (i / "x").rename(shard(i, 1))),
-        "does not begin as the feature file 0",
+        "does not begin like feature file 0",
     ),
     "all shards missing": (lambda i: shutil.rmtree(i / "features"), "000000.f16: No such file"),
     "impossible row": (lambda i: sql(i, "UPDATE items SET row = 5000 WHERE id = 70"), "owns row 5000 of the features"),
@@ -345,7 +345,7 @@ def test_missing_index_and_future_format_exit_2(index: Path, tmp_path: Path) -> 
     with pytest.raises(IndexNotFoundError) as caught:
         Engine(tmp_path / "nowhere")
     make = f'make one: simsearch.build(SOURCE, index="{tmp_path}/nowhere")'
-    assert caught.value.hint == f'there is "{tmp_path}/index"; or {make}'  # not the shell's, as below
+    assert caught.value.hint == f'there is an index "{tmp_path}/index"; or {make}'  # not the shell's, as below
     with pytest.raises(IndexNotFoundError) as caught:
         Engine(tmp_path / "idnex")
     assert str(caught.value.hint).startswith(f'did you mean "{tmp_path}/index"? or make one: ')
