@@ -6,8 +6,7 @@ Then it compares the narrow codes of all rows, and the wide codes of the rows th
 remaining rows are read and measured in float64. The result is the same as that of a scan of all rows, ties included. If
 a search would read too many rows, the caller has to scan all rows instead.
 
-Codes are points of a grid (see `bounds`). The few rows far outside the grid are called odd. Narrow codes cannot
-exclude them.
+Codes are points of a grid (see `bounds`). Narrow codes cannot exclude the few rows far outside it, called odd rows.
 
 Letters: nq queries, k neighbours, n rows of the sketch, D dimension, w bytes of a code.
 """
