@@ -16,7 +16,7 @@ from simsearch.errors import ImageError, UsageError
 from simsearch.images.boxes import FORM, Box, PixelBox, in_pixels
 from simsearch.images.decoding import camera_raw, formats, jxl, opening
 from simsearch.images.decoding.formats import EXTENSIONS, left_out, looks_like_image
-from simsearch.images.decoding.limits import file_in_memory
+from simsearch.images.decoding.limits import counted, file_in_memory
 from simsearch.images.decoding.messages import names_extra, readable
 from simsearch.images.decoding.modes import to_rgb
 from simsearch.images.decoding.orientation import orientation, swaps_sides, turn
@@ -167,8 +167,7 @@ def opened_file(data: bytes | IO[bytes]) -> tuple[IO[bytes], bytes]:
 
     Raises ImageError for a TIFF with too many values in one tag (see `tiff.check_parts`).
     """
-    file = file_in_memory(data) if isinstance(data, bytes) else data
-    file.seek(0)
+    file = file_in_memory(data) if isinstance(data, bytes) else counted(data)
     head = file.read(opening.HEAD)
     if formats.is_tiff(head):
         tiff.check_parts(file)
