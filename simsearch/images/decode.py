@@ -157,7 +157,11 @@ def from_pil(image: Image.Image) -> Image.Image:
     """Returns a caller's PIL image as upright RGB. Raises ImageError."""
     try:
         image.load()
+        if 0 in image.size:
+            raise ImageError("the PIL image holds no pixels")
         return _upright(image, *image.size, None).image
+    except ImageError:
+        raise
     except Exception as error:
         raise ImageError(f"the PIL image cannot be used: {error}") from error
 

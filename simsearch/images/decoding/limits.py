@@ -69,8 +69,13 @@ class _CountedFile(io.BytesIO):
 
 
 def check_size(size: tuple[int, int], largest: int) -> None:
-    """Raises ImageTooLargeError for an image of more than `largest` pixels, or with a side over `LARGEST_SIDE`."""
+    """Raises ImageError for an image without pixels.
+
+    Raises ImageTooLargeError for one of more than `largest` pixels, or with a side over `LARGEST_SIDE`.
+    """
     width, height = size
+    if min(size) <= 0:
+        raise ImageError(f"an image of {width}x{height} holds no pixels")
     bomb = "the limit against decompression bombs"
     if width * height > largest:
         raise ImageTooLargeError(f"too large: {width}x{height} is over {largest:,} pixels, {bomb}")

@@ -342,7 +342,9 @@ def first_line(error: Exception) -> str:
 
 
 def _reason(error: OSError | ValueError) -> str:
-    return getattr(error, "strerror", None) or str(error)
+    return (
+        "no file has such a name" if isinstance(error, UnicodeError) else getattr(error, "strerror", "") or f"{error}"
+    )
 
 
 def _open_nonblocking(path: str, flags: int) -> int:
