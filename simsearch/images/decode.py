@@ -14,7 +14,7 @@ from PIL import Image
 from simsearch.common.lazy import LazyModule
 from simsearch.errors import ImageError, UsageError
 from simsearch.images.boxes import FORM, Box, PixelBox, in_pixels
-from simsearch.images.decoding import camera_raw, formats, jxl, opening
+from simsearch.images.decoding import camera_raw, formats, jxl, opening, psd
 from simsearch.images.decoding.formats import EXTENSIONS, left_out, looks_like_image
 from simsearch.images.decoding.limits import counted, file_in_memory
 from simsearch.images.decoding.messages import names_extra, readable
@@ -100,6 +100,8 @@ def decode_memory(data: bytes | IO[bytes], shorter_side: int | None = None) -> i
             if formats.is_jxl(head):
                 width, height = jxl.size(file)
                 return 3 * 4 * width * height
+            if head.startswith(psd.SIGNATURE):
+                return psd.memory(file)
             file.seek(0)
         try:
             image = Image.open(file)

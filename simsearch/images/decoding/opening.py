@@ -10,7 +10,20 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from simsearch.common.lazy import LazyModule
 from simsearch.errors import ImageError
-from simsearch.images.decoding import camera_raw, formats, jpeg, jxl, modes, padding, png, png_data, profiles, webp
+from simsearch.images.decoding import (
+    camera_raw,
+    formats,
+    ico,
+    jpeg,
+    jxl,
+    modes,
+    padding,
+    png,
+    png_data,
+    profiles,
+    psd,
+    webp,
+)
 from simsearch.images.decoding.limits import check_size
 from simsearch.images.decoding.messages import missing_extra
 from simsearch.images.decoding.orientation import ignore_xmp
@@ -40,6 +53,8 @@ def open_image(file: IO[bytes], head: bytes, largest: int) -> Image.Image:
             _register_heif()
         elif formats.is_jxl(head):
             return jxl.opened(file, largest)
+        elif head.startswith(psd.SIGNATURE):
+            return psd.opened(file, largest)
     image = _opened(file, head, largest)
     if image.format == "EPS":  # a program, and Pillow would let Ghostscript run it
         raise UnidentifiedImageError
@@ -77,7 +92,7 @@ def _load(image: Image.Image, file: IO[bytes], shorter_side: int | None) -> Imag
         if image.format in padding.FORMATS and padding.is_padded(file):
             raise OSError("image file is truncated")
         image.load()
-        loaded = image
+        loaded = ico.with_mask(image, file) if image.format == "ICO" else image
         if image.format == "GIF" and first is not None and "transparency" not in image.info:
             loaded = _on_white_canvas(image, first.extents)
         elif image.format == "WEBP" and image.mode == "RGB" and getattr(image, "is_animated", False):
