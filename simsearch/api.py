@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,7 +54,7 @@ def open(
     model, device, roots: see `Engine`.
     Raises UsageError and the errors of `Engine`; for a collection, also UnavailableError and MissingExtraError.
     """
-    index = resolve.as_names(index)[0]
+    index = _place(index)
     if roots is not None and not isinstance(roots, Mapping):
         raise UsageError(f"{roots!r} is not a mapping of roots", hint='{"/recorded/folder": "/present/folder"}')
     if is_address(index):
@@ -177,12 +178,27 @@ def plan(
 
 
 def _on_disk(index: str | os.PathLike[str]) -> None:
-    if is_address(resolve.as_names(index)[0]):
+    if is_address(_place(index)):
         raise UsageError(
             f"an index cannot be built at {os.fspath(index)}",
             hint="build an index on disk, then push it: simsearch.cluster.milvus.push.push(index, ADDRESS)",
             shell_hint="build an index on disk, then `simsearch push` it",
         )
+
+
+def _place(index: str | os.PathLike[str]) -> str:
+    """Returns the path or address of an index. Raises UsageError for several, and for what cannot be a path."""
+    names = resolve.as_names(index)
+    if len(names) != 1:
+        raise UsageError(f"{index!r} is not the path of an index")
+    try:
+        os.stat(names[0])
+    except ValueError as error:  # NUL, or characters that no file name can hold
+        raise UsageError(f"no index can be at {names[0]!r}") from error
+    except OSError as error:
+        if error.errno in {errno.ENAMETOOLONG, errno.ELOOP}:
+            raise UsageError(f"no index can be at {names[0]}: {error.strerror}") from error
+    return names[0]
 
 
 def _loaded(model: str | Model | None, device: str) -> Model:

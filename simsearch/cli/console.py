@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import io
 import logging
 import os
@@ -19,7 +21,7 @@ from simsearch.errors import HINT, IndexDamagedError, SimsearchError, UsageError
 from simsearch.installation import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from simsearch.engine import Engine
@@ -66,6 +68,39 @@ class _Closed(io.TextIOWrapper):
         return len(text)
 
 
+class _Messages(io.TextIOWrapper):
+    """Standard error, from which text is dropped if it cannot be written: the disk is full, or the reader is gone.
+
+    Otherwise a note that cannot be written would end the command, and change its exit code.
+    """
+
+    def write(self, text: str) -> int:
+        with self._dropping():
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._dropping():
+            super().flush()
+
+    @contextlib.contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 2)
+            os.close(null)
+
+
+def _keep_messages() -> None:
+    """Replaces standard error by `_Messages`, unless a caller, such as a test, has put something else in its place."""
+    stream = sys.stderr
+    if type(stream) is io.TextIOWrapper and stream is sys.__stderr__ and stream.fileno() == 2:
+        raw = open(2, "wb", closefd=False)  # noqa: SIM115
+        sys.stderr = _Messages(raw, stream.encoding, line_buffering=True)
+
+
 def replace_closed_streams() -> None:
     """Replaces each standard stream that was closed when the program started by a `_Closed` on /dev/null.
 
@@ -88,8 +123,11 @@ class ErrorReportingGroup(click.Group):
         debug = "--debug" in arguments[:end]
         arguments = [argument for argument in arguments[:end] if argument != "--debug"] + arguments[end:]
         replace_closed_streams()
+        _keep_messages()
         for stream in (sys.stdout, sys.stderr):  # paths may hold bytes that are not UTF-8
             if hasattr(stream, "reconfigure"):
+                if codecs.lookup(stream.encoding or "ascii").name == "ascii":  # click would print ? for such bytes
+                    stream.reconfigure(encoding="utf-8")
                 unicode = "utf" in (stream.encoding or "").lower()
                 stream.reconfigure(errors="surrogateescape" if unicode else "backslashreplace")
         extra["standalone_mode"] = False

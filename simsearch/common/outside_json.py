@@ -9,6 +9,12 @@ from typing import Any
 DEPTH = 64
 """The most levels to which arrays and objects may be nested."""
 
+TOO_DEEP = f"its arrays and objects are nested more than {DEPTH} levels deep"
+"""The reason for which too deep JSON is refused."""
+
+DIGITS = 4000
+"""The most digits of an integer; Python itself refuses 4,301."""
+
 LIMIT = 64 << 20
 """Default size limit, in bytes or characters."""
 
@@ -27,6 +33,13 @@ def parse_lenient(text: str | bytes, limit: int = LIMIT) -> Any:
     If a key is repeated in an object, the last value counts.
     """
     return _parse(text, limit, _LENIENT)
+
+
+def integer(text: str) -> int:
+    """Returns the integer that a number in JSON stands for. Raises ValueError if it has more than `DIGITS` digits."""
+    if len(text) > DIGITS:
+        raise ValueError(f"a number of {len(text):,} digits is too large")
+    return int(text)
 
 
 def check_depth(value: Any, depth: int = DEPTH) -> None:
@@ -48,7 +61,7 @@ def _parse(text: str | bytes, limit: int, decoder: json.JSONDecoder) -> Any:
     try:
         value = decoder.decode(text)
     except RecursionError:
-        raise ValueError(f"its arrays and objects are nested more than {DEPTH} levels deep") from None
+        raise ValueError(TOO_DEEP) from None
     if text.count("[") + text.count("{") > DEPTH:
         check_depth(value)
     return value
@@ -78,5 +91,5 @@ def _finite_or_none(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
-_LENIENT = json.JSONDecoder(parse_constant=lambda name: None, parse_float=_finite_or_none)
+_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite, parse_int=integer)
+_LENIENT = json.JSONDecoder(parse_constant=lambda name: None, parse_float=_finite_or_none, parse_int=integer)

@@ -14,9 +14,9 @@ from PIL import Image
 from simsearch.common.lazy import LazyModule
 from simsearch.errors import ImageError, UsageError
 from simsearch.images.boxes import FORM, Box, PixelBox, in_pixels
-from simsearch.images.decoding import camera_raw, formats, jxl, opening
+from simsearch.images.decoding import camera_raw, formats, jxl, opening, psd
 from simsearch.images.decoding.formats import EXTENSIONS, left_out, looks_like_image
-from simsearch.images.decoding.limits import file_in_memory
+from simsearch.images.decoding.limits import counted, file_in_memory
 from simsearch.images.decoding.messages import names_extra, readable
 from simsearch.images.decoding.modes import to_rgb
 from simsearch.images.decoding.orientation import orientation, swaps_sides, turn
@@ -100,6 +100,8 @@ def decode_memory(data: bytes | IO[bytes], shorter_side: int | None = None) -> i
             if formats.is_jxl(head):
                 width, height = jxl.size(file)
                 return 3 * 4 * width * height
+            if head.startswith(psd.SIGNATURE):
+                return psd.memory(file)
             file.seek(0)
         try:
             image = Image.open(file)
@@ -157,7 +159,11 @@ def from_pil(image: Image.Image) -> Image.Image:
     """Returns a caller's PIL image as upright RGB. Raises ImageError."""
     try:
         image.load()
+        if 0 in image.size:
+            raise ImageError("the PIL image holds no pixels")
         return _upright(image, *image.size, None).image
+    except ImageError:
+        raise
     except Exception as error:
         raise ImageError(f"the PIL image cannot be used: {error}") from error
 
@@ -167,8 +173,7 @@ def opened_file(data: bytes | IO[bytes]) -> tuple[IO[bytes], bytes]:
 
     Raises ImageError for a TIFF with too many values in one tag (see `tiff.check_parts`).
     """
-    file = file_in_memory(data) if isinstance(data, bytes) else data
-    file.seek(0)
+    file = file_in_memory(data) if isinstance(data, bytes) else counted(data)
     head = file.read(opening.HEAD)
     if formats.is_tiff(head):
         tiff.check_parts(file)

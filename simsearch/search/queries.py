@@ -76,8 +76,8 @@ class PreparedQuery:
 
 
 def is_id(value: Any) -> bool:
-    """Returns True for an integer, which stands for the id of an item."""
-    return isinstance(value, int | np.integer)
+    """Returns True for an integer, which stands for the id of an item; False for True and False."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def as_list(pictures: Any) -> list[Any]:

@@ -174,7 +174,7 @@ class Reader:
 
     def item(self, number: int) -> Item:
         """Returns the item with this id. Raises ItemNotFoundError, or UsageError if `number` is not an integer."""
-        if not isinstance(number, int | np.integer):
+        if not isinstance(number, int | np.integer) or isinstance(number, bool):
             raise UsageError(f"{number!r} is not the id of an item")
         if abs(int(number)) > _LARGEST:
             raise ItemNotFoundError(f"the index has no item {number}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from simsearch.common import suggestions
+from simsearch.common.regular_files import open_regular
 from simsearch.errors import UsageError
 from simsearch.models import registry
 from simsearch.training.config import PRESETS, TrainConfig, setting_hint, settings
@@ -94,7 +95,8 @@ def read_names(path: Path) -> dict[str, str]:
     Raises UsageError if the file cannot be read or has other lines.
     """
     try:
-        lines = [line.split("\t") for line in path.read_text("utf-8").splitlines() if line.strip()]
+        with open_regular(path) as file:
+            lines = [line.split("\t") for line in file.read().decode("utf-8").splitlines() if line.strip()]
         return {label: name.strip() for label, name in lines}
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error

@@ -37,6 +37,9 @@ def sh(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
         ("query id:1 -i i >&-", 2, "", "error: standard output is closed, so the result is lost"),
         ("query id:1 -i i <&- 2>&-", 0, "1.", ""),
         ("info -i i <&- >&- 2>&-", 2, "", ""),
+        ("query nope.png -i i 2>/dev/full", 2, "", ""),
+        ("query id:1 nope.png -i i 2>/dev/full", 2, "2.png", ""),
+        ("add s -i i 2>/dev/full", 0, "2 items", ""),
         ("query -i i -- --debug", 2, "", "error: there is no picture '--debug'"),
         ("query -i i --debug -- -x", 2, "", "error: there is no picture '-x'"),
     ],
@@ -48,3 +51,16 @@ def test_closed_streams(command: str, code: int, out: str, err: str, place: Path
     assert err in done.stderr
     assert bool(done.stderr) == bool(err)
     assert "Traceback" not in done.stderr or "--debug -- -x" in command
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the file system may refuse such names")
+@pytest.mark.parametrize("setting", ["PYTHONUTF8=0", "PYTHONIOENCODING=ascii"])
+def test_names_in_an_ascii_locale(setting: str, place: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    put(tmp_path / "s", "\u00e9.png", "\udcff.png")
+    line = f"export LC_ALL=C {setting}; exec {shlex.quote(sys.executable)} -m simsearch"
+    commands = (f"build s -i i --model {shlex.quote(str(tiny_weights))}", "query id:1 -i i -k 2 --format paths")
+    for command in commands:
+        done = subprocess.run(["sh", "-c", f"{line} {command}"], cwd=tmp_path, capture_output=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    names = {line.rpartition(b"/")[2] for line in done.stdout.splitlines()}
+    assert names <= {b"\xc3\xa9.png", b"\xff.png"} and names

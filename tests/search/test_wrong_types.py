@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import simsearch
 from simsearch.engine import Engine
@@ -48,6 +49,16 @@ REFUSED: list[Callable[[Any, Any], Any]] = [
     lambda engine, picture: simsearch.build(None, engine.path),  # type: ignore[arg-type]
     lambda engine, picture: simsearch.build(picture, None),  # type: ignore[arg-type]
     lambda engine, picture: simsearch.build(picture, engine.path, nope=1),  # type: ignore[call-arg]
+    lambda engine, picture: engine.search(True),
+    lambda engine, picture: engine.item(True),
+    lambda engine, picture: engine.search(Image.new("RGB", (0, 5))),
+    lambda engine, picture: engine.search("\ud800"),
+    lambda engine, picture: simsearch.open("a\0b"),
+    lambda engine, picture: simsearch.open("\ud800"),
+    lambda engine, picture: simsearch.open([]),  # type: ignore[arg-type]
+    lambda engine, picture: simsearch.build(picture, "a\0b", engine.model),
+    lambda engine, picture: simsearch.build(picture, "x" * 5000, engine.model),
+    lambda engine, picture: simsearch.build("\ud800", engine.path),
     lambda engine, picture: simsearch.open(None),  # type: ignore[arg-type]
     lambda engine, picture: simsearch.open(engine.path, device=5),  # type: ignore[arg-type]
     lambda engine, picture: simsearch.open(engine.path, roots=5),  # type: ignore[arg-type]

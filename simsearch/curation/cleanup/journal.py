@@ -23,6 +23,7 @@ from typing import Any
 
 from simsearch.common import outside_json
 from simsearch.common.atomic_files import sync_folder
+from simsearch.common.regular_files import open_regular
 from simsearch.errors import UsageError
 from simsearch.installation import __version__
 
@@ -186,8 +187,8 @@ def read_head(path: Path) -> dict[str, str]:
     Raises UsageError if the file cannot be read or is not a journal.
     """
     try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            line = file.readline(LONGEST)
+        with open_regular(path) as file:
+            line = file.readline(LONGEST).decode("ascii", "replace")
         values = outside_json.parse(line, LONGEST)
         head = {name: values[name] for name in ("action", "index", "at")}
         if values.get("cleanup") != FORMAT or not all(isinstance(text, str) for text in head.values()):
@@ -205,7 +206,8 @@ def read_journal(path: Path) -> list[Record]:
     Raises UsageError if the file cannot be read or is not a journal.
     """
     try:
-        text = path.read_text(encoding="ascii", errors="replace")
+        with open_regular(path) as file:
+            text = file.read().decode("ascii", "replace")
     except OSError as error:
         raise UsageError(f"the journal {path} cannot be read: {error.strerror}") from error
     records: dict[int, Record] = {}

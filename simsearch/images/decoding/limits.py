@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import IO, Any, cast
 
 from simsearch.errors import ImageError, ImageTooLargeError
 
@@ -10,7 +11,7 @@ LARGEST_SIDE = 1 << 23
 """Images wider or higher than this (pixels) are refused, because decoders hold whole rows and a pointer to each row."""
 
 PARTS, PART_BYTES = 100_000, 256
-"""A file in memory may be read by at most PARTS calls of `read`, plus one for each PART_BYTES bytes.
+"""A file may be read by at most PARTS calls of `read`, plus one for each PART_BYTES bytes.
 
 A file that consists of markers or chunks of a few bytes would take Pillow a minute, in which no other thread runs.
 Ordinary files take 50 calls.
@@ -30,6 +31,29 @@ def file_in_memory(data: bytes) -> io.BytesIO:
     return io.BytesIO(data) if len(data) < UNCOUNTED else _CountedFile(data)
 
 
+def counted(file: IO[bytes]) -> IO[bytes]:
+    """Returns an open file on disk in a form whose `read` raises ImageError after too many calls (see `PARTS`)."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    return cast("IO[bytes]", _CountedReads(file, size))
+
+
+class _CountedReads:
+    """An open file whose `read` raises ImageError after too many calls."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file, self._left = file, PARTS + size // PART_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise ImageError("it consists of too many parts")
+        return self._file.read(-1 if size is None else size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
 class _CountedFile(io.BytesIO):
     """A file in memory whose `read` raises ImageError after too many calls."""
 
@@ -45,8 +69,13 @@ class _CountedFile(io.BytesIO):
 
 
 def check_size(size: tuple[int, int], largest: int) -> None:
-    """Raises ImageTooLargeError for an image of more than `largest` pixels, or with a side over `LARGEST_SIDE`."""
+    """Raises ImageError for an image without pixels.
+
+    Raises ImageTooLargeError for one of more than `largest` pixels, or with a side over `LARGEST_SIDE`.
+    """
     width, height = size
+    if min(size) <= 0:
+        raise ImageError(f"an image of {width}x{height} holds no pixels")
     bomb = "the limit against decompression bombs"
     if width * height > largest:
         raise ImageTooLargeError(f"too large: {width}x{height} is over {largest:,} pixels, {bomb}")

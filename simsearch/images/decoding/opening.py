@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from simsearch.common.lazy import LazyModule
 from simsearch.errors import ImageError
-from simsearch.images.decoding import camera_raw, formats, jpeg, jxl, modes, png, webp
+from simsearch.images.decoding import (
+    camera_raw,
+    formats,
+    ico,
+    jpeg,
+    jxl,
+    modes,
+    padding,
+    png,
+    png_data,
+    profiles,
+    psd,
+    webp,
+)
 from simsearch.images.decoding.limits import check_size
 from simsearch.images.decoding.messages import missing_extra
 from simsearch.images.decoding.orientation import ignore_xmp
@@ -39,6 +53,8 @@ def open_image(file: IO[bytes], head: bytes, largest: int) -> Image.Image:
             _register_heif()
         elif formats.is_jxl(head):
             return jxl.opened(file, largest)
+        elif head.startswith(psd.SIGNATURE):
+            return psd.opened(file, largest)
     image = _opened(file, head, largest)
     if image.format == "EPS":  # a program, and Pillow would let Ghostscript run it
         raise UnidentifiedImageError
@@ -57,8 +73,13 @@ def load(image: Image.Image, file: IO[bytes], shorter_side: int | None) -> Image
     shorter_side: the pixels that the caller needs along the shorter side; a JPEG may be decoded at a smaller scale.
     Raises ImageError, or an exception of Pillow.
     """
-    if image.format == "PNG":
-        return _load_png(image, file)
+    loaded = _load_png(image, file) if image.format == "PNG" else _load(image, file, shorter_side)
+    if image.format in profiles.FORMATS and (profile := profiles.found_profile(loaded, file)) is not None:
+        loaded.info["icc_profile"] = profile
+    return loaded
+
+
+def _load(image: Image.Image, file: IO[bytes], shorter_side: int | None) -> Image.Image:
     draft(image, shorter_side)
     tiles = getattr(image, "tile", None)
     first: Any = tiles[0] if tiles else None
@@ -68,8 +89,10 @@ def load(image: Image.Image, file: IO[bytes], shorter_side: int | None) -> Image
     elif image.format in {"JPEG", "MPO"}:
         loaded = _load_jpeg(image, file, shorter_side)
     else:
+        if image.format in padding.FORMATS and padding.is_padded(file):
+            raise OSError("image file is truncated")
         image.load()
-        loaded = image
+        loaded = ico.with_mask(image, file) if image.format == "ICO" else image
         if image.format == "GIF" and first is not None and "transparency" not in image.info:
             loaded = _on_white_canvas(image, first.extents)
         elif image.format == "WEBP" and image.mode == "RGB" and getattr(image, "is_animated", False):
@@ -111,16 +134,25 @@ def _load_png(image: Image.Image, file: IO[bytes]) -> Image.Image:
 
 
 def _repaired_png(image: Image.Image, file: IO[bytes]) -> Image.Image:
-    """Loads a PNG. If this fails, loads it without optional chunks, which may be damaged."""
+    """Loads a PNG. If this fails, loads it without optional chunks and checksums, which may be damaged."""
     try:
-        return _loaded_png(image, file)
+        loaded = _loaded_png(image, file)
     except MemoryError:
         raise
     except Exception:
-        for repaired in png.repairs(file):
+        for repaired in _png_repairs(file):
             with contextlib.suppress(Exception):
                 return _loaded_png(Image.open(repaired), repaired)
         raise
+    if not png_data.is_intact(file, image.size):
+        raise OSError("image file is truncated or damaged")
+    return loaded
+
+
+def _png_repairs(file: IO[bytes]) -> Iterator[IO[bytes]]:
+    yield from png.repairs(file)
+    if (pixels := png_data.without_checksum(file)) is not None:
+        yield from png.repairs(pixels)
 
 
 def _loaded_png(image: Image.Image, file: IO[bytes]) -> Image.Image:

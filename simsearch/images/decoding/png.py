@@ -15,7 +15,9 @@ from simsearch.images.decoding.spliced import Part, spliced
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-_NEEDED = frozenset({b"PLTE", b"tRNS", b"iCCP", b"sRGB", b"eXIf"})
+_COLOURS = frozenset({b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP"})
+
+_NEEDED = frozenset({b"PLTE", b"tRNS", b"eXIf"}) | _COLOURS
 """The chunks, apart from the pixels, that affect how a picture looks."""
 
 _ANIMATION = frozenset({b"acTL", b"fcTL", b"fdAT"})
@@ -54,7 +56,7 @@ def repairs(file: IO[bytes]) -> Iterator[IO[bytes]]:
     also lack the colour profile and EXIF, which may be empty or cut off. Some lack the chunks of an animation, which
     may be damaged.
     """
-    fewer = _NEEDED - {b"iCCP", b"sRGB", b"eXIf"}
+    fewer = _NEEDED - _COLOURS - {b"eXIf"}
     for wanted in (_NEEDED | _ANIMATION, fewer | _ANIMATION, _NEEDED, fewer):
         yield _with_chunks(file, wanted)
 

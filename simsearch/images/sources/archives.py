@@ -119,6 +119,8 @@ class ZipSource(Source):
             raise ImageError("no such member in the archive")
         if member.file_size > LARGEST_BYTES:
             raise ImageError(f"too large: the limit is {LARGEST_BYTES:,} bytes")
+        if member.flag_bits & 1:
+            raise ImageError("cannot be read from the archive: it is encrypted, password required")
         try:
             with self._archive.open(member) as file:
                 return read(file)

@@ -289,8 +289,6 @@ def open_file(path: str) -> IO[bytes]:
                 raise ImageError(f"too large: {facts.st_size:,} bytes, the limit is {LARGEST_BYTES:,}")
             stack.pop_all()
             return file
-    except ImageError:
-        raise
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise ImageError(_reason(error)) from error
 
@@ -342,7 +340,8 @@ def first_line(error: Exception) -> str:
 
 
 def _reason(error: OSError | ValueError) -> str:
-    return getattr(error, "strerror", None) or str(error)
+    known = "no file has such a name" if isinstance(error, UnicodeError) else getattr(error, "strerror", None)
+    return known or str(error)
 
 
 def _open_nonblocking(path: str, flags: int) -> int:

@@ -13,6 +13,7 @@ from simsearch.common.numbers import stored_integer
 from simsearch.errors import ImageError, MissingExtraError, UsageError
 from simsearch.images.sources.base import Entry, Listing, Source, file_identity, file_stamp, first_line, read_file
 from simsearch.images.sources.exclude import Exclusion
+from simsearch.images.sources.tables import label_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ class ParquetSource(Source):
     Labels: the column `label`, else `class`, else the first column of class labels. Numbers become names if the schema
     has names.
     Metadata: all other columns of text, numbers or booleans, or of lists of them.
-    Paths: the values in the column `path` if they are unique, else `row-<number>`.
+    Paths: the values in the column `path` if all are unique texts or integers, else `row-<number>`.
     """
 
     kind = "parquet"
@@ -51,17 +52,17 @@ class ParquetSource(Source):
             schema = self._file.schema_arrow
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise UsageError(f"{root} cannot be read as Parquet: {first_line(error)}") from error
-        fitting = [field.name for field in schema if _holds_bytes(pyarrow, field.type)]
+        fields = [field for field in schema if schema.names.count(field.name) == 1]  # pyarrow reads columns by name
+        fitting = [field.name for field in fields if _holds_bytes(pyarrow, field.type)]
+        fitting = [name for name in fitting if name not in {"label", "class", "path"}] or fitting  # text as bytes
         self._several = not fitting
-        fitting = fitting or [field.name for field in schema if _holds_bytes(pyarrow, _value_type(pyarrow, field.type))]
+        fitting = fitting or [field.name for field in fields if _holds_bytes(pyarrow, _value_type(pyarrow, field.type))]
         if not fitting:
             raise UsageError(f"{root}: no column holds image bytes", hint=f"columns: {', '.join(schema.names)}")
         features = _features(schema.metadata or {})
         preferred = [name for name in fitting if features.get(name, {}).get("_type") == "Image"]
         self._column = (preferred or [name for name in fitting if name == "image"] or fitting)[0]
-        self._plain = [
-            field.name for field in schema if field.name != self._column and _holds_plain(pyarrow, field.type)
-        ]
+        self._plain = [field.name for field in fields if field.name != self._column and _holds_plain(pyarrow, field)]
         self._names = {name: names for name in self._plain if (names := _class_names(features.get(name)))}
         self._label = next((name for name in ("label", "class", *self._names) if name in self._plain), None)
         self._rows: dict[str, int] = {}
@@ -88,7 +89,7 @@ class ParquetSource(Source):
                 values = {name: self._named(name, columns[name][i].as_py()) for name in self._plain}
                 values.pop("path", None)
                 label = None if self._label is None else values.pop(self._label)
-                text = _text(label)
+                text = label_text(label)
                 value = columns[self._column][i].as_py()
                 images = enumerate(value or ()) if self._several else [(None, value)]
                 for place, image in images:
@@ -139,9 +140,10 @@ class ParquetSource(Source):
     def _paths(self) -> list[str]:
         count = self._file.metadata.num_rows
         if "path" in self._plain:
-            values = [str(v) for v in self._file.read(columns=["path"]).column("path").to_pylist()]
-            if len(set(values)) == count:
-                return values
+            values = self._file.read(columns=["path"]).column("path").to_pylist()
+            texts = [str(value) for value in values if isinstance(value, str | int) and value != ""]
+            if len(set(texts)) == count:
+                return texts
         return [f"row-{number:08d}" for number in range(count)]
 
     def identity(self, path: str) -> tuple[Any, ...] | None:
@@ -233,11 +235,15 @@ def _value_type(pyarrow: Any, kind: Any) -> Any:
     return kind.value_type if _is_any(pyarrow.types, kind, *lists) else kind
 
 
-def _holds_plain(pyarrow: Any, kind: Any) -> bool:
+def _holds_plain(pyarrow: Any, field: Any) -> bool:
+    """Returns True for a column of text, numbers or booleans, or of lists of them; also for labels in binary."""
     types = pyarrow.types
-    kind = _value_type(pyarrow, kind)
+    kind = _value_type(pyarrow, field.type)
     kind = kind.value_type if types.is_dictionary(kind) else kind
-    return _is_any(types, kind, "string", "large_string", "string_view", "integer", "floating", "boolean")
+    texts = "string", "large_string", "string_view"
+    if _is_any(types, kind, *texts, "integer", "floating", "boolean"):
+        return True
+    return field.name in {"label", "class"} and _is_any(types, kind, "binary", "large_binary")
 
 
 def _features(metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:
@@ -268,16 +274,6 @@ def _content(value: Any) -> tuple[bytes | None, str | None]:
     data, path = value.get("bytes"), value.get("path")
     file = path if isinstance(path, str) and path else None
     return (data if isinstance(data, bytes) and (data or not file) else None), file
-
-
-def _text(label: Any) -> str | None:
-    """Returns a row's label, or its list of labels, as text; None if the row has no label.
-
-    pandas writes NaN for a missing label.
-    """
-    if isinstance(label, list):
-        return ", ".join(text for each in label if (text := _text(each)) is not None) or None
-    return None if label is None or label != label else str(label)
 
 
 def _metadata(values: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import os
 from typing import IO, TYPE_CHECKING, Any
 
 from simsearch.common.numbers import stored_integer, written_number
-from simsearch.common.outside_json import check_depth
+from simsearch.common.outside_json import TOO_DEEP, check_depth, integer
 from simsearch.errors import UsageError
 from simsearch.images.sources.base import Entry, Listing, Source, file_size_and_stamp, file_stamp, open_file, read_file
 from simsearch.images.sources.exclude import Exclusion
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 OUTSIDE = "outside the manifest's folder; `build --allow-outside` permits it"
 """`Entry.problem` of a path that leads out of the manifest's folder, if that is not permitted."""
+
+REPEATED = "rows that name an image a second time; the first row counts"
+"""Reason for leaving out rows."""
 
 
 class ManifestSource(Source):
@@ -51,7 +54,10 @@ class ManifestSource(Source):
             path = row.pop("path", None)
             if not isinstance(path, str) or not path:
                 raise UsageError(f"{self.root}, line {number}: 'path' is missing or not text")
-            if path in seen or leave_out(self._relative(path)):
+            if path in seen:
+                found.leave_out(REPEATED)
+                continue
+            if leave_out(self._relative(path)):
                 continue
             seen.add(path)
             label = row.pop("label", None)
@@ -66,8 +72,7 @@ class ManifestSource(Source):
                 raise UsageError(f"{self.root}, line {number}: the path {path!r} cannot name a file") from None
             except (OSError, ValueError) as error:
                 problem = getattr(error, "strerror", None) or str(error)
-            text = None if label is None or label == "" else _valid(str(label))
-            found.entries.append(Entry(path, size, stamp, text, metadata or None, problem))
+            found.entries.append(Entry(path, size, stamp, label_text(label), metadata or None, problem))
         return found
 
     def _relative(self, path: str) -> str:
@@ -85,19 +90,36 @@ class ManifestSource(Source):
         try:
             with open(self.root, encoding="utf-8-sig", newline="") as file:
                 if self.root.lower().endswith(".csv"):
-                    reader = csv.DictReader(file)
-                    reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-                    if "path" not in reader.fieldnames:
-                        raise UsageError(f"{self.root}: the first line has no column 'path'")
-                    for row in reader:
-                        row.pop(None, None)
-                        yield reader.line_num, {key: _typed(key, value) for key, value in row.items()}
+                    yield from self._csv_rows(file)
                     return
                 yield from self._objects(file)
         except OSError as error:
             raise UsageError(f"{self.root} cannot be read: {error.strerror}") from error
-        except (UnicodeDecodeError, csv.Error) as error:
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{self.root} is not UTF-8 text", hint="save it as UTF-8") from error
+        except csv.Error as error:
             raise UsageError(f"{self.root} cannot be read: {error}") from error
+
+    def _csv_rows(self, file: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        lines: list[str] = []
+        last: list[str] = []
+
+        def remembered() -> Iterator[str]:
+            for line in file:
+                lines.append(line)
+                yield line
+
+        reader = csv.DictReader(remembered())
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        if "path" not in reader.fieldnames:
+            raise UsageError(f"{self.root}: the first line has no column 'path'")
+        lines.clear()
+        for row in reader:
+            last, lines[:] = [*lines], []
+            row.pop(None, None)
+            yield reader.line_num, {key: _typed(key, value) for key, value in row.items()}
+        if _ends_in_quotes(last or lines):
+            raise UsageError(f"{self.root}, line {reader.line_num}: a quotation mark is not closed")
 
     def _objects(self, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, line in enumerate(lines, 1):
@@ -106,7 +128,9 @@ class ManifestSource(Source):
             try:
                 value = json.loads(line, parse_float=_finite, parse_int=_integer, parse_constant=lambda name: None)
                 check_depth(value)  # metadata are later read from the index with the same limit
-            except (ValueError, RecursionError) as error:
+            except RecursionError:
+                raise UsageError(f"{self.root}, line {number}: {TOO_DEEP}") from None
+            except ValueError as error:
                 reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
                 raise UsageError(f"{self.root}, line {number}: {reason}") from error
             if not isinstance(value, dict):
@@ -123,6 +147,14 @@ class ManifestSource(Source):
         return open_file(self.display(path))
 
 
+def _ends_in_quotes(row: Sequence[str]) -> bool:
+    """Returns True if another line would continue a row of a CSV file, because a quotation mark is not closed.
+
+    row: the lines of the row. `csv.reader` does not report this for the last row of a file.
+    """
+    return bool(row) and list(csv.reader([*row, "next"]))[-1] != ["next"]
+
+
 def _typed(column: str, text: str | None) -> Any:
     if text is None or text == "":
         return None
@@ -133,7 +165,7 @@ def _typed(column: str, text: str | None) -> Any:
 
 
 def _integer(text: str) -> int | str:
-    return stored_integer(int(text))
+    return stored_integer(integer(text))
 
 
 def _finite(text: str) -> float | str:
@@ -143,6 +175,17 @@ def _finite(text: str) -> float | str:
     """
     number = float(text)
     return number if math.isfinite(number) else text
+
+
+def label_text(value: Any) -> str | None:
+    """Returns a label, or a list of labels, as text; None if there is no label: None, NaN or empty text."""
+    if isinstance(value, list):
+        return ", ".join(text for each in value if (text := label_text(each)) is not None) or None
+    if value is None or value == "" or value != value:
+        return None
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace") or None
+    return json.dumps(value) if isinstance(value, dict) else _valid(str(value))
 
 
 def _valid(text: str) -> str:

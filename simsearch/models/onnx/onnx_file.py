@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simsearch.common import outside_json
+from simsearch.common.regular_files import open_regular
 from simsearch.errors import UsageError, WeightsError
 from simsearch.images.preprocessing import FILTERS, Preprocessing
 from simsearch.models.onnx.graph_model import GraphInput, GraphModel
@@ -85,9 +87,10 @@ def find_onnx(name: str) -> OnnxFile:
     """
     path = Path(name).expanduser().resolve()
     try:
-        if path.stat().st_size > LARGEST_BYTES:
-            raise WeightsError(f"{path} is larger than {LARGEST_BYTES >> 20:,} MiB, the limit for .onnx files")
-        data = path.read_bytes()
+        with open_regular(path) as opened:
+            if os.fstat(opened.fileno()).st_size > LARGEST_BYTES:
+                raise WeightsError(f"{path} is larger than {LARGEST_BYTES >> 20:,} MiB, the limit for .onnx files")
+            data = opened.read()
     except FileNotFoundError as error:
         raise UsageError(f"no weights file at {path}") from error
     except OSError as error:
@@ -101,7 +104,7 @@ def find_onnx(name: str) -> OnnxFile:
 def read_settings(path: Path) -> Settings:
     """Reads the `.json` file. Raises UsageError if it is missing, and WeightsError if its content is invalid."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             text = file.read(_LARGEST_SETTINGS + 1)
     except FileNotFoundError as error:
         raise UsageError(

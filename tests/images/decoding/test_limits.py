@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 import zlib
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -44,6 +46,22 @@ def test_far_too_many_parts_are_refused(kind: str) -> None:
     assert memory.image_size(many) == (0, 0)
     assert decode.decode_image(some).image.size == (20, 20)
     assert memory.peak_memory(some) > 0
+
+
+def test_large_file_of_zeros_on_disk(tmp_path: Path) -> None:
+    place = tmp_path / "x.jpg"
+    with open(place, "wb") as file:
+        file.write(b"\xff\xd8\xff\xe0")
+        file.truncate(200 << 20)
+    with open(place, "rb") as file:
+        start = time.monotonic()
+        with pytest.raises(ImageError, match="too many parts"):
+            decode.decode_image(file)
+        assert memory.peak_memory(file) == 0
+        assert time.monotonic() - start < 8  # 200 million calls of `read` take 17 seconds
+    place.write_bytes(encoded("TIFF"))
+    with open(place, "rb") as file:
+        assert decode.decode_image(file).image.size == (20, 20)
 
 
 def tiff(strips: int, kind: int, order: str) -> bytes:

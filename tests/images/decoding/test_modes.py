@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from simsearch.images import decode
@@ -45,6 +46,25 @@ def test_unused_alpha_of_other_formats(kind: str) -> None:
     layers.putalpha(0)
     options: dict[str, Any] = {"ICO": {"sizes": [(WIDTH, HEIGHT)], "bitmap_format": "bmp"}}.get(kind, {})
     assert_close(decode.decode_image(encoded(layers, kind, **options)).image, picture(), 0)
+
+
+def icon(size: int, mask: NDArray[np.bool_]) -> bytes:
+    """An icon of 32 bits whose alpha is 0 everywhere. mask: (H, W), True where it is transparent."""
+    layers = np.dstack([np.asarray(picture(size, size))[..., ::-1], np.zeros((size, size), np.uint8)])[::-1]
+    rows = np.packbits(np.pad(mask[::-1], ((0, 0), (0, -size % 32))), axis=1)
+    body = struct.pack("<IiiHHIIiiII", 40, size, 2 * size, 1, 32, 0, 0, 0, 0, 0, 0) + layers.tobytes() + rows.tobytes()
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, size, size, 0, 0, 1, 32, len(body), 22) + body
+
+
+@pytest.mark.parametrize("size", [16, 24, 48])
+def test_mask_of_an_icon_without_alpha(size: int) -> None:
+    mask = np.zeros((size, size), bool)
+    mask[: size // 3, 2:] = True
+    expected = np.where(mask[..., None], 255, np.asarray(picture(size, size))).astype(np.uint8)
+    assert_close(decode.decode_image(icon(size, mask)).image, Image.fromarray(expected), 0)
+    for whole in (np.zeros_like(mask), np.ones_like(mask)):  # nothing is hidden, or everything: then alpha is unused
+        assert_close(decode.decode_image(icon(size, whole)).image, picture(size, size), 0)
+    assert_close(decode.decode_image(icon(size, mask)[:-5]).image, picture(size, size), 0)
 
 
 @pytest.mark.parametrize("kind", ["TGA", "ICO", "DDS", "SGI", "JPEG2000", "PNG", "WEBP", "TIFF", "QOI"])

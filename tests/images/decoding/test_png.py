@@ -69,6 +69,65 @@ def test_damaged_needed_chunk_is_a_reason(name: bytes) -> None:
     assert error(bytes(data)) == "the file is damaged: it begins like PNG, but its header cannot be read"
 
 
+def stream(data: bytes) -> bytes:
+    """The compressed pixels of a PNG with one IDAT."""
+    place = data.index(b"IDAT")
+    return data[place + 4 : place + 4 + int.from_bytes(data[place - 4 : place], "big")]
+
+
+def with_stream(data: bytes, pixels: bytes, split: int = 1 << 20, damaged: bool = False) -> bytes:
+    """The PNG with other compressed pixels, in chunks of `split` bytes. damaged: True for wrong checksums."""
+    parts = [pixels[start : start + split] for start in range(0, len(pixels), split)]
+    start = data.index(b"IDAT") - 4
+    return data[:start] + b"".join(chunk(b"IDAT", part, damaged) for part in parts) + data[-12:]
+
+
+@pytest.mark.parametrize("split", [1 << 20, 100, 3])
+@pytest.mark.parametrize("end", [b"", b"\1\2\3\4", b"\1\2", b"\1\2\3\4 and more"])
+def test_wrong_checksum_of_the_pixels(end: bytes, split: int) -> None:
+    data = encoded(picture(), "PNG")
+    wrong = stream(data)[:-4] + end
+    assert_close(decode.decode_image(with_stream(data, wrong, split)).image, picture(), 0)
+    right = with_stream(data, stream(data), split, damaged=True)  # of the chunks in its place
+    assert_close(decode.decode_image(right).image, picture(), 0)
+    if end:
+        assert error(with_stream(data, wrong, split, damaged=True)).startswith("the file is ")
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("longer", [0, 100_000])
+def test_file_that_ends_with_zeros(share: float, longer: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 8, (100, 100, 3), dtype=np.uint8)
+    whole = encoded(Image.fromarray(np.asarray(picture(100, 100)) // 2 + noise), "PNG")
+    cut = int(len(whole) * share)
+    assert "the file is " in error(whole[:cut] + bytes(len(whole) - cut + longer))
+    assert "the file is " in error(whole[:cut] + bytes(200) + whole[cut + 200 :])
+    assert decode.decode_image(whole + bytes(longer)).image.size == (100, 100)
+
+
+def test_checking_pixels_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = zlib.compress(bytes(50_000_000))
+    data = with_stream(encoded(picture(), "PNG"), bomb, damaged=True)
+    sizes: list[int] = []
+    real = zlib.decompressobj
+
+    class Counted:
+        def __init__(self, bits: int = zlib.MAX_WBITS) -> None:
+            self.inner = real(bits)
+
+        def decompress(self, block: bytes, most: int = 0) -> bytes:
+            found = self.inner.decompress(block, most)
+            sizes.append(len(found))
+            return found
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.inner, name)
+
+    monkeypatch.setattr(zlib, "decompressobj", Counted)
+    assert "damaged" in error(data) or "truncated" in error(data)
+    assert sum(sizes) < 20_000_000
+
+
 # -- transparency
 
 

@@ -115,6 +115,35 @@ def test_changed_metadata_needs_no_computation(tmp_path: Path, build: Callable[.
         assert [match.metadata for match in engine.search(png(), where={"n": 2})] == [{"n": 2}]
 
 
+@pytest.mark.parametrize("text", ['a.png,5" pipe\n', 'a.png,"5"" pipe"', 'a.png,"x\ny"\n\n', "b.png,z\"\na.png,'\n"])
+def test_quotation_marks_that_are_no_error(text: str, tmp_path: Path) -> None:
+    assert "a.png" in paths(manifest(tmp_path, "path,label\n" + text))
+
+
+def test_repeated_rows_are_counted(tmp_path: Path) -> None:
+    listing = manifest(tmp_path, "path,label\na.png,first\na.png,second\na.png,third\n")
+    assert [entry.label for entry in listing.entries] == ["first"]
+    assert listing.skipped == sum(listing.left_out.values()) == 2
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ('["a", "b"]', "a, b"),
+        ("[]", None),
+        ('["", null]', None),
+        ('{"x": 1}', '{"x": 1}'),
+        ("7", "7"),
+        ("0", "0"),
+        ("NaN", None),
+        ('""', None),
+    ],
+)
+def test_labels_of_other_types(label: str, expected: str | None, tmp_path: Path) -> None:
+    (entry,) = manifest(tmp_path, f'{{"path": "a.png", "label": {label}}}\n', "m.jsonl").entries
+    assert entry.label == expected
+
+
 @pytest.mark.parametrize(("name", "text"), [("m.csv", "path\na.png\n"), ("m.jsonl", '{"path": "a.png"}')])
 def test_bom_and_windows_line_ends_do_not_matter(name: str, text: str, tmp_path: Path) -> None:
     assert paths(manifest(tmp_path, "\ufeff" + text.replace("\n", "\r\n"), name)) == ["a.png"]
@@ -131,8 +160,10 @@ def test_bom_and_windows_line_ends_do_not_matter(name: str, text: str, tmp_path:
         ("m.jsonl", '{"label": "x"}\n', "line 1: 'path' is missing or not text"),
         ("m.jsonl", '{"path": 7}\n', "line 1: 'path' is missing or not text"),
         ("m.jsonl", '{"path": "a\\ud800.png"}\n', r"line 1: the path 'a\\ud800.png' cannot name a file"),
-        ("m.jsonl", '{"path": "a.png", "n": %s}\n' % ("9" * 5000), "line 1: Exceeds the limit"),
-        ("m.jsonl", '{"path": "a.png", "n": %s}\n' % ("[" * 100_000), r"line 1: \S"),
+        ("m.jsonl", '{"path": "a.png", "n": %s}\n' % ("9" * 5000), "line 1: a number of 5,000 digits"),
+        ("m.jsonl", '{"path": "a.png", "n": %s}\n' % ("[" * 100_000), r"line 1: its arrays and objects are nested"),
+        ("m.csv", 'path,label\na.png,x\nb.png,"y\nc.png,z\n', "line 4: a quotation mark is not closed"),
+        ("m.csv", 'path,label\na.png,"x', "line 2: a quotation mark is not closed"),
     ],
 )
 def test_bad_lines_are_named(name: str, text: str, message: str, tmp_path: Path) -> None:
@@ -142,7 +173,7 @@ def test_bad_lines_are_named(name: str, text: str, message: str, tmp_path: Path)
 
 def test_manifest_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_bytes("path\ncaf\xe9.png\n".encode("latin-1"))
-    with pytest.raises(UsageError, match=r"m\.csv cannot be read: 'utf-8' codec"):
+    with pytest.raises(UsageError, match=r"m\.csv is not UTF-8 text"):
         listed(tmp_path / "m.csv")
 
 

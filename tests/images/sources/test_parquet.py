@@ -261,6 +261,42 @@ def test_parquet_omits_unsupported_columns(tmp_path: Path) -> None:
 
 
 @needs_pyarrow
+def test_columns_that_occur_twice(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    images, others = [png(0), png(1)], pyarrow.array(["p", "q"])
+    columns = [images, others, pyarrow.array([1, 2]), [png(2), png(3)], pyarrow.array(["a", "b"])]
+    place = tmp_path / "x.parquet"
+    names = ["image", "x", "x", "thumb", "label"]
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays([pyarrow.array(each) for each in columns], names), place)
+    listing = listed(place)
+    assert [(entry.label, entry.metadata) for entry in listing.entries] == [("a", None), ("b", None)]
+    assert resolve.resolve(str(place)).read("row-00000001") == images[1]
+    twice = pyarrow.Table.from_arrays([pyarrow.array(images)] * 2, ["image", "image"])
+    pyarrow.parquet.write_table(twice, place)
+    with pytest.raises(UsageError, match="no column holds image bytes"):
+        listed(place)
+
+
+@needs_pyarrow
+@pytest.mark.parametrize("values", [["a", None, "b"], ["a", "", "b"], [["a"], ["b"], ["c"]], [1.5, 2.5, None]])
+def test_columns_that_cannot_name_rows(values: list[Any], tmp_path: Path) -> None:
+    place = table(tmp_path / "x.parquet", {"image": [png(n) for n in range(3)], "path": values})
+    assert paths(listed(place)) == [f"row-0000000{number}" for number in range(3)]
+
+
+@needs_pyarrow
+def test_labels_that_are_binary_or_empty(tmp_path: Path) -> None:
+    place = table(tmp_path / "x.parquet", {"image": [png(n) for n in range(3)], "label": [b"cat", b"", None]})
+    assert [entry.label for entry in listed(place).entries] == ["cat", None, None]
+    place = table(tmp_path / "x.parquet", {"label": ["", " ", None], "image": [png(n) for n in range(3)]})
+    assert [entry.label for entry in listed(place).entries] == [None, " ", None]
+    place = table(tmp_path / "x.parquet", {"label": [b"cat", b"dog"], "photo": [png(n) for n in range(2)]})
+    assert [entry.size > 50 for entry in listed(place).entries] == [True, True]
+
+
+@needs_pyarrow
 def test_parquet_without_images_names_columns(tmp_path: Path) -> None:
     place = table(tmp_path / "x.parquet", {"a": [1], "b": ["x"]})
     with pytest.raises(UsageError, match="no column holds image bytes") as caught:

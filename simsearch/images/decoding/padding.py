@@ -1,0 +1,66 @@
+"""Recognises WebP, AVIF and HEIC files of which only the beginning was written, and the rest is zeros.
+
+Their decoders show such a file as a picture. The checks for PNG and JPEG are in `png_data` and `jpeg`.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import IO
+
+FORMATS = frozenset({"WEBP", "AVIF", "HEIF"})
+"""The formats, as Pillow calls them, that `is_padded` knows."""
+
+_LEAST, _SHARE, _WEBP_SHARE = 64, 0.02, 0.25
+"""A file is padded if this number, and this share, of the last bytes of its image data are zeros.
+
+Of whole files, a seventh of a WebP can be zeros, where the picture has one colour. AVIF and HEIC never end with zeros.
+"""
+
+_MOST_PARTS = 1000
+
+
+def is_padded(file: IO[bytes]) -> bool:
+    """Returns True if the end of a WebP, AVIF or HEIC file is zeros where image data has to be."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    is_webp = file.read(4) == b"RIFF"
+    start, end = _webp_data(file, size) if is_webp else _last_data(file, size)
+    zeros = max(_LEAST, int((end - start) * (_WEBP_SHARE if is_webp else _SHARE)))
+    if end - start < zeros:
+        return False
+    file.seek(end - zeros)
+    return not file.read(zeros).strip(b"\0")
+
+
+def _webp_data(file: IO[bytes], size: int) -> tuple[int, int]:
+    """Returns the start and end of the image, or of the first frame, in a WebP file of `size` bytes."""
+    start = 12
+    for _ in range(_MOST_PARTS):
+        file.seek(start)
+        head = file.read(8)
+        length = int.from_bytes(head[4:], "little")
+        if head[:4] in {b"VP8 ", b"VP8L", b"ANMF"}:
+            return start + 8, min(start + 8 + length, size)
+        start += 8 + length + length % 2
+        if len(head) < 8:
+            break
+    return 0, 0
+
+
+def _last_data(file: IO[bytes], size: int) -> tuple[int, int]:
+    """Returns the start and end of the last image data in an ISO media file of `size` bytes; 0, 0 if there are none."""
+    start, found = 0, (0, 0)
+    for _ in range(_MOST_PARTS):
+        file.seek(start)
+        head = file.read(16)
+        length = int.from_bytes(head[:4], "big")
+        length = int.from_bytes(head[8:16], "big") if length == 1 else length or size
+        if len(head) < 8 or length < 8:
+            break
+        if head[4:8] == b"mdat":
+            found = start + 8, min(start + length, size)
+        start += length
+        if start >= size:
+            break
+    return found

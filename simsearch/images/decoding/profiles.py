@@ -1,0 +1,211 @@
+"""Finds the colours of files whose ICC profile Pillow does not read, or that describe their colours without a profile.
+
+BMP and JPEG 2000 can hold a profile. PNG (gAMA, cHRM, cICP), AVIF and HEIC (nclx) can give numbers instead, from which
+a profile is made. HDR (PQ and HLG) is not supported: such pictures keep their values.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from simsearch.images.decoding import png
+from simsearch.images.decoding.colour import LARGEST_PROFILE
+
+Primaries = tuple[float, ...]
+"""The chromaticities x and y of white, red, green and blue."""
+
+_D65 = (0.3127, 0.3290)
+_SRGB: Primaries = (*_D65, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
+_PRIMARIES: dict[int, Primaries] = {
+    1: _SRGB,
+    5: (*_D65, 0.64, 0.33, 0.29, 0.60, 0.15, 0.06),
+    6: (*_D65, 0.630, 0.340, 0.310, 0.595, 0.155, 0.070),
+    9: (*_D65, 0.708, 0.292, 0.170, 0.797, 0.131, 0.046),
+    12: (*_D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
+}
+"""By their number in ITU-T H.273, "coding-independent code points" (CICP)."""
+
+_GAMMAS = {1: 0.0, 2: 0.0, 6: 0.0, 13: 0.0, 14: 0.0, 15: 0.0, 4: 2.2, 5: 2.8, 8: 1.0}
+"""By the number of the transfer characteristics in H.273: the exponent of the curve, 0 for the curve of sRGB."""
+
+_USUAL_GAMMA, _NEAR, _GAMMA_RANGE = 0.45455, 0.05, (0.2, 5.0)
+"""A gAMA within this share of the usual value means the curve of sRGB, and values out of the range are ignored."""
+
+_MOST_BOXES = 1000
+
+FORMATS = frozenset({"PNG", "BMP", "JPEG2000", "AVIF", "HEIF"})
+"""The formats, as Pillow calls them, for which `found_profile` looks."""
+
+
+def found_profile(image: Image.Image, file: IO[bytes]) -> bytes | None:
+    """Returns an ICC profile for an opened image that has none; None if it is sRGB, or its colours are not described.
+
+    A PNG's cICP takes precedence over its ICC profile, so a profile is returned for it although the image has one.
+    """
+    known = bool(image.info.get("icc_profile"))
+    if image.format == "PNG":
+        return _of_png(file, known)
+    if known:
+        return None
+    if image.format == "BMP":
+        return _of_bmp(file)
+    if image.format == "JPEG2000":
+        return _of_jp2(file)
+    return _of_nclx(file) if image.format in {"AVIF", "HEIF"} else None
+
+
+@functools.lru_cache(64)
+def made_profile(primaries: Primaries, gamma: float) -> bytes | None:
+    """Returns an ICC profile of RGB; None for sRGB and for impossible primaries. gamma: 0 for the curve of sRGB."""
+    if not gamma and np.allclose(primaries, _SRGB, atol=0.003):
+        return None
+    white, *colours = ((x / y, 1.0, (1 - x - y) / y) if y else (0.0,) * 3 for x, y in np.reshape(primaries, (4, 2)))
+    try:
+        scales = np.linalg.solve(np.transpose(colours), white)
+    except np.linalg.LinAlgError:
+        return None
+    rows = (np.array(colours) * scales[:, None]) @ _to_d50(np.array(white)).T
+    if not np.isfinite(rows).all() or np.abs(rows).max() > 4:
+        return None
+    if gamma:
+        curve = b"para" + bytes(4) + struct.pack(">HH", 0, 0) + _number(gamma)
+    else:
+        curve = b"para" + bytes(4) + struct.pack(">HH", 3, 0)
+        curve += b"".join(map(_number, (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)))
+    tags = {b"wtpt": _xyz(np.array(_D50))}
+    for letter, row in zip((b"r", b"g", b"b"), rows, strict=True):
+        tags |= {letter + b"XYZ": _xyz(row), letter + b"TRC": curve}
+    return _profile(tags)
+
+
+_D50 = (0.9642, 1.0, 0.8249)
+_BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+
+
+def _to_d50(white: np.ndarray) -> np.ndarray:
+    """Returns the matrix that adapts XYZ values under `white` to those under D50, which ICC profiles have."""
+    factors = (_BRADFORD @ np.array(_D50)) / (_BRADFORD @ white)
+    return np.asarray(np.linalg.inv(_BRADFORD) @ np.diag(factors) @ _BRADFORD)
+
+
+def _number(value: float) -> bytes:
+    return struct.pack(">i", round(value * 65536))
+
+
+def _xyz(values: np.ndarray) -> bytes:
+    return b"XYZ " + bytes(4) + b"".join(_number(float(value)) for value in values)
+
+
+def _profile(tags: dict[bytes, bytes]) -> bytes:
+    table, body, start = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
+    for name, data in tags.items():
+        table += name + struct.pack(">II", start + len(body), len(data))
+        body += data
+    head = struct.pack(">I", start + len(body)) + bytes(4) + struct.pack(">I", 0x04300000) + b"mntrRGB XYZ "
+    head = head.ljust(36, b"\0") + b"acsp"
+    return (head.ljust(68, b"\0") + b"".join(map(_number, _D50))).ljust(128, b"\0") + table + body
+
+
+def _of_codes(primaries: int, transfer: int) -> bytes | None:
+    """Returns a profile for code points of H.273; None for sRGB and those that are not supported."""
+    if primaries not in _PRIMARIES or transfer not in _GAMMAS:
+        return None
+    return made_profile(_PRIMARIES[primaries], _GAMMAS[transfer])
+
+
+def _of_png(file: IO[bytes], known: bool) -> bytes | None:
+    found: dict[bytes, bytes] = {}
+    for chunk in png.chunks(file):
+        if chunk.name == b"IDAT":
+            break
+        if chunk.name in {b"gAMA", b"cHRM", b"cICP", b"sRGB"} and chunk.length <= 32:
+            file.seek(chunk.start)
+            data, checksum = file.read(chunk.length), file.read(4)
+            if checksum == struct.pack(">I", zlib.crc32(chunk.name + data)):
+                found[chunk.name] = data
+    if len(codes := found.get(b"cICP", b"")) == 4:
+        return _of_codes(codes[0], codes[1])
+    if known or b"sRGB" in found:
+        return None
+    gamma, primaries = 0.0, _SRGB
+    if len(data := found.get(b"gAMA", b"")) == 4 and (value := int.from_bytes(data, "big") / 100_000):
+        usual = abs(value - _USUAL_GAMMA) <= _NEAR * _USUAL_GAMMA
+        gamma = 1 / value if not usual and _GAMMA_RANGE[0] <= 1 / value <= _GAMMA_RANGE[1] else 0.0
+    if len(data := found.get(b"cHRM", b"")) == 32:
+        primaries = tuple(value / 100_000 for value in struct.unpack(">8I", data))
+    return made_profile(primaries, gamma)
+
+
+def _of_bmp(file: IO[bytes]) -> bytes | None:
+    file.seek(14)
+    header = file.read(124)
+    if len(header) < 124 or header[:4] != struct.pack("<I", 124) or header[56:60] != b"DEBM":
+        return None
+    start, length = struct.unpack("<II", header[112:120])
+    return _read(file, 14 + start, length)
+
+
+def _of_jp2(file: IO[bytes]) -> bytes | None:
+    for name, start, end in _boxes(file, 0, None):
+        if name == b"jp2h":
+            for inner, place, stop in _boxes(file, start, end):
+                if inner == b"colr":
+                    file.seek(place)
+                    method = file.read(1)
+                    return _read(file, place + 3, stop - place - 3) if method in {b"\2", b"\3"} else None
+    return None
+
+
+def _of_nclx(file: IO[bytes]) -> bytes | None:
+    """Returns a profile for the code points of an AVIF or HEIC file, if all its images have the same."""
+    found = set()
+    for name, start, end in _boxes(file, 0, None):
+        if name == b"meta":
+            for outer, first, last in _boxes(file, start + 4, end):
+                if outer == b"iprp":
+                    found |= set(_nclx_codes(file, first, last))
+    return _of_codes(*found.pop()) if len(found) == 1 else None
+
+
+def _nclx_codes(file: IO[bytes], start: int, end: int) -> Iterator[tuple[int, int]]:
+    for name, first, last in _boxes(file, start, end):
+        if name == b"ipco":
+            for inner, place, _ in _boxes(file, first, last):
+                if inner == b"colr":
+                    file.seek(place)
+                    data = file.read(8)
+                    if data[:4] == b"nclx" and len(data) == 8:
+                        yield int.from_bytes(data[4:6], "big"), int.from_bytes(data[6:8], "big")
+
+
+def _boxes(file: IO[bytes], start: int, end: int | None) -> Iterator[tuple[bytes, int, int]]:
+    """Yields the name, and the start and end of the content, of the boxes in a part of a file. end: None for all."""
+    end = file.seek(0, 2) if end is None else end
+    for _ in range(_MOST_BOXES):
+        file.seek(start)
+        head = file.read(16)
+        if start >= end or len(head) < 8:
+            return
+        length, body = int.from_bytes(head[:4], "big"), start + 8
+        if length == 1:
+            length, body = int.from_bytes(head[8:16], "big"), start + 16
+        length = length or end - start
+        if length < body - start or start + length > end:
+            return
+        yield head[4:8], body, start + length
+        start += length
+
+
+def _read(file: IO[bytes], start: int, length: int) -> bytes | None:
+    if not 128 < length <= LARGEST_PROFILE:
+        return None
+    file.seek(start)
+    data = file.read(length)
+    return data if len(data) == length else None
