@@ -40,7 +40,7 @@ from simsearch.indexing import options as indexing_options
 @click.option(
     "--features",
     metavar="NAME|INDEX",
-    help="Features of a new index: fc7, another name in docs/models.md, or an existing INDEX whose features to use.",
+    help="Features of a new index: fc7, another name in docs/models.md, or an INDEX, to use its features.",
     shell_complete=completion.features,
 )
 @click.option("--no-prune", is_flag=True, help="Keep items whose image no longer exists.")

@@ -144,8 +144,8 @@ def leaks_command(
 ) -> None:
     """Lists images that are also in another index, unchanged or slightly changed.
 
-    This finds the images of a test set that are in the training set too. Each image is searched for exactly, so every
-    image within --max-distance of an image of the other index is found.
+    This finds the images of a test set that are in the training set too. The search is exact, so every image within
+    --max-distance of an image of the other index is found.
     """
     if not against:
         raise UsageError("--against '' names no index and no folder")

@@ -1,4 +1,4 @@
-"""The output of `duplicates`: its groups as tables and for programs, and the line below them."""
+"""The output of `duplicates`: the groups, as tables or in a format for programs, and the lines below them."""
 
 from __future__ import annotations
 

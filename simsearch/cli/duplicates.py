@@ -55,8 +55,8 @@ _SHOWN = 5
     "--keep",
     "rule",
     metavar="RULE",
-    help="Which image of each group stays: largest (in pixels), oldest, newest, shortest-path, under:DIR (every image"
-    " in DIR stays), or against (the image that --against has).  [default: against with --against, else largest]",
+    help="Which image of each group is kept: largest (in pixels), oldest, newest, shortest-path, under:DIR (every image"
+    " in DIR is kept), or against (the image that --against has).  [default: against with --against, else largest]",
 )
 @click.option(
     "--against",
@@ -64,11 +64,9 @@ _SHOWN = 5
     help="Only list images that INDEX or FOLDER has too. The files of INDEX or FOLDER are never changed.",
     shell_complete=completion.files,
 )
-@click.option(
-    "--move-to", metavar="DIR", help="Move duplicates of the image that stays to DIR, keeping their relative paths."
-)
-@click.option("--trash", is_flag=True, help="Put duplicates of the image that stays into the desktop's trash.")
-@click.option("--hardlink", is_flag=True, help="Replace files identical to the image that stays by hard links to it.")
+@click.option("--move-to", metavar="DIR", help="Move duplicates of the kept image to DIR, with their relative paths.")
+@click.option("--trash", is_flag=True, help="Put duplicates of the kept image into the desktop's trash.")
+@click.option("--hardlink", is_flag=True, help="Replace files identical to the kept image by hard links to it.")
 @click.option(
     "-y",
     "--yes",
@@ -95,7 +93,7 @@ _SHOWN = 5
     type=click.Choice(["table", "json", "jsonl", "csv", "paths"]),
     default="table",
     show_default=True,
-    help="Output format. The format paths leaves out the images that stay.",
+    help="Output format. With paths, kept images are left out.",
 )
 @html_option
 @links_option
@@ -124,8 +122,8 @@ def duplicates_command(
     """Finds groups of near-identical images, and on request moves or links all but one image of each group.
 
     Two images are in the same group if they are near-identical, or if a chain of near-identical images connects them.
-    One image of each group stays. --move-to, --trash and --hardlink act on the images that are near-identical to the
-    one that stays; without --yes, they only print what they would do. The command `restore` takes the actions back.
+    One image of each group is kept. --move-to, --trash and --hardlink act on the images that are near-identical to the
+    kept one; without --yes, they only print what they would do. The command `restore` takes the actions back.
     Exits 1 if there are no groups.
     """
     action = _action(move_to, trash, hardlink)
@@ -195,7 +193,7 @@ def _ignore(engine: Engine, groups: Groups, names: tuple[str, ...]) -> Groups:
     grouped = {member.item.id for group in chosen for member in group if member.own}
     if missing := sorted(wanted - grouped):
         raise UsageError(
-            f"{pluralize(len(missing), 'named image')} not in any group, the first is id:{missing[0]}",
+            f"not in any group: {pluralize(len(missing), 'named image')}, the first is id:{missing[0]}",
             hint="no group was marked as ignored",
         )
     ignored.ignore(engine.opened_index, chosen)

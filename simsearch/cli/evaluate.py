@@ -197,7 +197,7 @@ def _print_reliability(found: ReliabilityReport) -> None:
 
 
 def _reliability_rows(heading: str, parts: Sequence[Reliability]) -> list[tuple[str, str, str, str]]:
-    """Returns a row of headings (`heading` first), and a row for each range of similarity in `parts` with matches."""
+    """Returns a row of headings (`heading` first), and a row for each range of similarity that has matches."""
     rows = [(heading, "matches", "right", "95 % interval")]
     for part in parts:
         if part.right is not None:

@@ -115,7 +115,7 @@ def _describe_choice(choice: tuning.Choice, items: int) -> str:
             name = "proved exact search" if choice.proved else "exact search"
             return f"{name}, {1000 * choice.seconds:.2f} ms per query; nothing faster reaches the recall"
         if choice.exact_seconds:
-            return "exact search; no structure fits into the memory"
+            return "exact search; no approximate search fits into the memory"
         return "exact search" + (f"; it is fast enough for {items:,} items" if items < tuning.LEAST else "")
     parameters = choice.parameters
     unit = "bits" if choice.kind == "codes" else "components"

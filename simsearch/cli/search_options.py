@@ -15,7 +15,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def search_options(command: Command) -> Command:
-    """Adds all search options to a command, which gets the value of each as a keyword argument of the option's name."""
+    """Adds all search options to a command, which gets their values as keyword arguments with the options' names."""
     for option in reversed(OPTIONS):
         command = click.option(*option.command_line, option.name, **_settings(option))(command)
     return command

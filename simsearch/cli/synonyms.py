@@ -54,7 +54,7 @@ OTHER_OPTIONS = {
         "--output": "--html FILE, or > FILE",
         "-o": "--html FILE, or > FILE",
     },
-    "build": {"--output": "-i FOLDER", "-o": "-i FOLDER", "--recursive": "folders are read with all below them"},
+    "build": {"--output": "-i FOLDER", "-o": "-i FOLDER", "--recursive": "subfolders are always read too"},
 }
 """By command of simsearch: options of other tools, each with a hint that names the equivalent."""
 

@@ -53,7 +53,7 @@ def atomic_write(path: Path, data: bytes, *, follow_links: bool = True) -> None:
     """Replaces a file by `data`, atomically and durably.
 
     follow_links: if `path` is a symbolic link, True replaces the file that the link leads to, and False the link. Use
-    False for files that no person has named, such as the files of an index.
+    False for paths that the user has not given, such as those of the files in an index.
     Raises UsageError if the file cannot be written.
     """
     try:
@@ -72,7 +72,7 @@ def is_partial(name: str) -> bool:
 
 
 def delete_abandoned(folder: Path) -> None:
-    """Deletes the partial files in a folder that killed processes have left: those that have not changed for a day.
+    """Deletes the partial files that killed processes have left in a folder: those that have not changed for a day.
 
     Raises OSError.
     """

@@ -48,9 +48,9 @@ def in_child(function: Callable[[], None]) -> None:
 
 
 def never_close(belonging_to_parent: Any) -> None:
-    """Keeps an object that belongs to the parent process alive for ever. To be called in a child process.
+    """Keeps an object of the parent process alive for ever; to be called in a child process.
 
-    There, the object's destructor would wait for threads that exist only in the parent.
+    In a child, the object's destructor would wait for threads that exist only in the parent.
     """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(belonging_to_parent))
 

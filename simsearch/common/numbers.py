@@ -13,7 +13,7 @@ _DIGITS = 400
 
 
 def written_number(text: str) -> int | float | None:
-    """Returns the number that a text stands for; None if it is not a number, or one that is normally written otherwise.
+    """Returns the number that a text stands for; None if it is not a number written in the usual way.
 
     7, -1.5 and 0.0001 are numbers; 007, 1.50, 12E4 and 1_000 are not.
     """

@@ -9,7 +9,7 @@ _JOINERS = "\u200c\u200d"
 
 
 def printable(text: str) -> str:
-    """Returns a text in which those characters are escaped that could change a terminal's state or the order of text.
+    """Returns a text with escapes in place of characters that could change a terminal's state or the order of text.
 
     Those are control characters, line breaks, marks of writing direction, bytes that are not UTF-8, and all other
     characters that `str.isprintable` rejects, except spaces and zero-width joiners.

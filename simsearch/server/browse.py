@@ -1,6 +1,6 @@
 """Lists the items of an index page by page, and counts its labels, folders and metadata fields (facets).
 
-Orders of items and counts are computed once for each state of an index; the last few are kept in memory.
+Sorted lists of ids, and counts, are computed once for each state of an index; the last few are kept in memory.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ T = TypeVar("T")
 Sort = Literal["newest", "oldest", "id"]
 
 KEPT = 16
-"""The most orders and facets kept in memory, for all indexes together; an order takes 8 bytes per item."""
+"""The most sorted lists and facets kept in memory, for all indexes together; a list takes 8 bytes per item."""
 
 SEEN = 200_000
 """The most items over which facets are counted."""
 
 VALUES = 200
-"""The most labels, folders, and values of a field in the facets; the most frequent ones are listed."""
+"""Largest number of labels, of folders, and of values of a field in the facets; the most frequent ones are listed."""
 
 FIELDS = 50
 """The most metadata fields in the facets."""

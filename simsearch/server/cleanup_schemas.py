@@ -26,7 +26,7 @@ _Distance = Annotated[
 
 
 class Choice(BaseModel):
-    """The items of one group to keep and to move away; the group's other items are left alone."""
+    """For one group, the items to keep and the items to move away; its other items are left alone."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -36,10 +36,11 @@ class Choice(BaseModel):
 
 
 class CleanUpRequest(Body):
-    """The body of POST /v1/duplicates/clean-up: the items of each group to keep and to move away."""
+    """The body of POST /v1/duplicates/clean-up: for each group, the items to keep and the items to move away."""
 
     must_be: ClassVar[dict[str, str]] = {
-        "groups": f"must be a list of 1 to {MOST_GROUPS} objects of group, keep and go, up to {MOST_ITEMS} items each",
+        "groups": f"must be a list of 1 to {MOST_GROUPS} objects with a group,"
+        f" and 1 to {MOST_ITEMS} ids in keep and in go",
         "action": "must be move or trash",
         "max_distance": "must be a number that is not negative",
         "dry_run": "must be true or false",
@@ -66,7 +67,7 @@ class CleanUpRequest(Body):
                 continue
             items = [number for number in [*keep, *go] if isinstance(number, int)]
             if len(set(items)) < len(items):
-                raise PydanticCustomError("twice", "groups has an item more than once in keep and go of a group")
+                raise PydanticCustomError("twice", "groups names an item twice in keep and go of a group")
 
 
 class UndoRequest(Body):

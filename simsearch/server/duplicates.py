@@ -150,7 +150,7 @@ class Duplicates:
         wanted = await read_json(request, CleanUpRequest)
         action = self.service.settings.cleanup
         if wanted.action not in (None, action):
-            hint = "`serve --move-to DIR` moves them" if action == "trash" else "without --move-to it is the trash"
+            hint = "`serve --move-to DIR` moves them" if action == "trash" else "without --move-to, it does"
             raise ApiError(422, "bad_argument", f"this service does not {wanted.action} duplicates; {hint}")
         if wanted.dry_run:
             return reply(await self.service.in_thread(lambda: self._dry_run(served, wanted)))

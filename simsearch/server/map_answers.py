@@ -48,7 +48,7 @@ class Map(BaseModel):
 class MapProgress(BaseModel):
     step: Literal["neighbours", "layout", "names"]
     done: Count
-    total: Annotated[Count, Field(description="The `done` at the end of the step; 0 if not known yet.")]
+    total: Annotated[Count, Field(description="The value of `done` at the end of the step; 0 if not known yet.")]
 
 
 MAP_EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {

@@ -255,5 +255,5 @@ def _check_head(scope: Scope, headers: Headers) -> None:
     if repeated:
         raise ApiError(400, "bad_headers", f"the header {repeated} is given more than once", {"connection": "close"})
     if "transfer-encoding" in headers and "content-length" in headers:
-        text = "a request has either Content-Length or Transfer-Encoding"
+        text = "Content-Length and Transfer-Encoding exclude each other"
         raise ApiError(400, "bad_headers", text, {"connection": "close"})

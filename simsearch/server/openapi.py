@@ -14,7 +14,7 @@ from simsearch.server.answers import EXAMPLES, Error
 from simsearch.server.schemas import AddRequest, SearchRequest
 
 VERSION = __version__
-ABOUT = "Finds the indexed images most like an image. Distances are Euclidean and do not decrease."
+ABOUT = "Finds the indexed images most like an image. Distances are Euclidean; the nearest images come first."
 
 TAGS = [
     {"name": "search", "description": "Searches by an image, an item or a vector."},
@@ -29,7 +29,7 @@ Schema = dict[str, Any]
 _REASONS = {
     400: "The request cannot be read, or comes from another site.",
     401: "The API key is missing or wrong.",
-    404: "It does not exist.",
+    404: "Something that the request names does not exist.",
     409: "The groups have changed since they were listed.",
     413: "The body or the image is too large.",
     415: "The body has the wrong media type.",

@@ -56,7 +56,7 @@ Filters = Annotated[
     list[Annotated[str, Field(max_length=MOST_CONDITION)]] | None,
     Query(alias="filter", max_length=32, description="Only items that meet all conditions, such as `year>2000`."),
 ]
-Order = Annotated[Sort, Query(description="The order of a page: by the date of the file, or by id.")]
+Order = Annotated[Sort, Query(description="The order of the items: by the date of the file, or by id.")]
 Size = Annotated[int, Whole, Query(ge=32, le=1024, description="Longer side in pixels.")]
 
 GroupLimit = Annotated[int, Whole, Query(ge=1, le=100, description="Number of groups on a page.")]
@@ -164,7 +164,7 @@ def _items(app: FastAPI, handlers: Items, write: bool) -> None:
     ) -> Response:
         paging = [name for name in PAGING if name in request.query_params]
         if len(request.query_params.keys() & {"id", "count"}) + bool(paging) > 1:
-            text = f"id and count stand alone; a page has {', '.join(PAGING)}"
+            text = f"id, count and a page exclude each other; a page has {', '.join(PAGING)}"
             raise ApiError(422, "bad_argument", text)
         if numbers:
             return await handlers.some(request, numbers)
@@ -298,7 +298,7 @@ def _duplicates(app: FastAPI, handlers: Duplicates, settings: Settings) -> None:
 
     @app.post(
         "/v1/duplicates/ignore",
-        summary="Remembers groups as no duplicates",
+        summary="Marks groups as not duplicates, or lists them again",
         include_in_schema=settings.writable,
         openapi_extra=openapi.json_body(IgnoreRequest),
         responses={**responses(answers.Ignored), **changing},

@@ -89,7 +89,7 @@ class SearchRequest(Body):
     WAYS: ClassVar[tuple[str, ...]] = ("image", "id", "vector", "url")
     must_be: ClassVar[dict[str, str]] = {
         "image": "must be a file in a multipart form",
-        "id": "must be the whole number of an item",
+        "id": "must be the id of an item, a whole number",
         "vector": "must be a list of numbers",
         "url": "must be text",
     }
@@ -171,7 +171,7 @@ def _field(option: SearchOption, most: int | None) -> tuple[Any, str]:
             return box, f"must be {boxes.FORM}"
         case "images":
             ids = Annotated[list[ItemId], FailFast(), Field(max_length=most)]
-            return ids, f"must be a list of at most {most} numbers of items"
+            return ids, f"must be a list of at most {most} ids of items"
         case "conditions":
             return _conditions(most or 1), f"must be a list of at most {most} conditions"
 

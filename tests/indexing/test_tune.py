@@ -296,7 +296,7 @@ def test_interval() -> None:
 def test_tune_from_the_command_line(filled: Filler, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, told in (
         (["--recall", "1"], "exact search\n"),
-        (["--memory", "1K"], "exact search; no structure fits into the memory\n"),
+        (["--memory", "1K"], "exact search; no approximate search fits into the memory\n"),
     ):
         done = CliRunner().invoke(main, ["tune", *arguments, "-i", str(filled.path)])
         assert done.exit_code == 0 and done.stdout == f"{filled.path}: {told}"

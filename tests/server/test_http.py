@@ -372,7 +372,7 @@ def test_errors_say_what_to_write(client):
     assert search(crop="1,2").startswith("crop must be x, y, width, height: whole numbers of pixels, or percent")
     assert search(flip="maybe") == "flip must be true or false"
     assert search(max_distance="far") == "max_distance must be a number that is not negative"
-    assert search(plus="cat") == "plus must be a list of at most 64 numbers of items"
+    assert search(plus="cat") == "plus must be a list of at most 64 ids of items"
     assert search(filter="cat").endswith("for example label=cat; operators: = != < > <= >= and ~ for a glob")
     assert search(filter="labl=cat").endswith("did you mean label?")
     assert search(filtr="label=cat") == "filtr is not known here; did you mean filter?"

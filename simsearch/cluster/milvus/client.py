@@ -121,8 +121,8 @@ def _pymilvus() -> Any:
 class MilvusClient:
     """A client of one collection, which need not exist yet. Safe for several threads.
 
-    writing: True to create the address's file of Milvus Lite if it does not exist. The attribute `patience` is the time
-    limit of a call in seconds.
+    writing: True to create the Milvus Lite file of the address if it does not exist. The attribute `patience` is the
+    time limit of a call in seconds.
     Raises UnavailableError, MissingExtraError, and for a file of Milvus Lite the errors of `lite.check_file`.
     """
 
@@ -282,7 +282,7 @@ class MilvusClient:
         return [dict(row) for row in self._query(where, list(fields), strong)]
 
     def scan(self, where: str, fields: Sequence[str], highest: int, *, strong: bool = False) -> Iterator[list[Any]]:
-        """Yields the rows that meet `where`, sorted by id: a list per SPAN ids up to `highest`. strong: see `count`."""
+        """Yields the rows that meet `where`, by id: a list for every SPAN ids up to `highest`. strong: see `count`."""
         for first in range(0, highest + 1, SPAN):
             within = f"id >= {first} and id < {first + SPAN}"
             rows = self.query(f"{within} and ({where})" if where else within, ["id", *fields], strong=strong)

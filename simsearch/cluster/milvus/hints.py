@@ -16,7 +16,7 @@ MADE_BY_PUSH = {
 
 
 def make_one(address: object) -> dict[str, str]:
-    """Returns the hints for a collection that does not exist. address: of the collection."""
+    """Returns the hints for a collection that does not exist."""
     return {
         "hint": f'make one: simsearch.cluster.milvus.push.push(index, "{address}")',
         "shell_hint": f"make one: simsearch push {address} -i INDEX",

@@ -61,8 +61,8 @@ class _Flat:
         """Finds exactly the k nearest items to each of (nq, D) queries, and the items that tie with the k-th.
 
         permitted: the items to search; None for all.
-        Raises UsageError if the collection has an approximate index, unless at most DIRECT items are permitted. With
-        any index, so few items are searched exactly, because all of them are fetched.
+        Raises UsageError if the collection has an approximate index, unless `permitted` has at most DIRECT items: these
+        are all fetched, and so searched exactly.
         """
         kind = self.reader.collection.kind
         if kind not in EXACT and (permitted is None or len(permitted) > DIRECT):

@@ -39,7 +39,7 @@ def check_file(file: Path, writing: bool) -> None:
             except OSError:
                 message = f"another process has {file} open"
                 raise IndexLockedError(
-                    message, hint="only one process can use a file; a server serves several"
+                    message, hint="only one process at a time can use a file; use a Milvus server for several"
                 ) from None
 
 

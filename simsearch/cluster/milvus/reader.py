@@ -204,7 +204,7 @@ class MilvusReader:
         return np.array(found, np.int64), np.array(found, np.int64)
 
     def rows(self, conditions: Iterable[Condition] = ()) -> Any:
-        """Returns the ids of all items, (n,), without conditions; else a `Permitted` of the items that meet them.
+        """Returns the items that meet the conditions as a `Permitted`; without conditions, the ids of all items, (n,).
 
         Raises UsageError if a condition cannot be checked.
         """
