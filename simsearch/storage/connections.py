@@ -34,6 +34,15 @@ def _after_fork() -> None:
 fork.in_child(_after_fork)
 
 
+def use_log(connection: sqlite3.Connection) -> bool:
+    """Switches a database to a write-ahead log, and returns True if it has one now.
+
+    If a file cannot be written at this moment, SQLite may go on without a log and raise no error.
+    """
+    found: tuple[str] = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    return found == ("wal",)
+
+
 class Connections:
     """The connections of this process to one database file. Thread-safe.
 
@@ -92,8 +101,15 @@ class Connections:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[protection.Connection]:
-        """Yields a connection for one durable transaction: commits at the end, or rolls back on an exception."""
+        """Yields a connection for one durable transaction: commits at the end, or rolls back on an exception.
+
+        Switches a database without a write-ahead log to one. Older versions created such a database if a call of the
+        system failed at that moment, and a kill would leave it with a journal file, with which it cannot be opened.
+        """
         with self.borrow() as connection:
+            if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+                with contextlib.suppress(sqlite3.OperationalError):  # other processes are reading
+                    use_log(connection)
             connection.execute("BEGIN IMMEDIATE")
             yield connection
             connection.execute("COMMIT")

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simsearch.errors import UsageError
+from simsearch.errors import SimsearchError, UsageError
 from simsearch.storage import checksums, protection
-from simsearch.storage.connections import Connections
+from simsearch.storage.connections import Connections, use_log
 from simsearch.storage.database_file import DatabaseFile
 from simsearch.storage.feature_files import FeatureFiles
 from simsearch.storage.filters import replace_surrogates
@@ -44,6 +44,8 @@ CREATE TABLE IF NOT EXISTS failures (
 CREATE TABLE IF NOT EXISTS blocks (first INTEGER PRIMARY KEY, rows INTEGER NOT NULL, crc32 INTEGER NOT NULL);
 INSERT OR IGNORE INTO state VALUES ('rows', 0), ('generation', 0);
 """
+
+_LOCAL = "try again; if it fails again, create the index on a local disk"
 
 
 @dataclass
@@ -82,7 +84,8 @@ class Database:
                 self._file.translate_errors(),
                 contextlib.closing(self._connections.connect(check=False)) as connection,
             ):
-                connection.execute("PRAGMA journal_mode = WAL")
+                if not use_log(connection):
+                    raise SimsearchError(f"SQLite cannot use a write-ahead log for {path}", hint=_LOCAL)
                 connection.executescript(_SCHEMA)
                 protection.check_schema(connection, path, _SCHEMA)
 
