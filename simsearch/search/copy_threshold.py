@@ -87,10 +87,10 @@ def copy_threshold(
 ) -> Threshold:
     """Measures how far slightly changed copies of an index's own pictures are from their originals.
 
-    Returns a threshold. Its distance is chosen so that 90 % of the copies made by the changes in FAITHFUL are within
-    it, but is at most FARTHEST times the median distance of random pairs. Its reach is this distance plus BEYOND times
-    the median. If no picture can be read or the model's weights are missing, the reach is 0, and the distance is
-    NEAR_IDENTICAL times the median, as in the search option `dedup`.
+    Returns a threshold. Below, m is the median distance of random pairs. `distance`: 90 % of the copies that the changes
+    in FAITHFUL make are at most this far from their originals; but at most FARTHEST * m. `reach`: `distance` +
+    BEYOND * m. If no picture can be read or the model's weights are missing, `distance` is NEAR_IDENTICAL * m, as in
+    the search option `dedup`, and `reach` is 0.
     seed: chooses the pictures.
     progress: called with the number of pictures done and the number of all pictures; not called for a cached result.
     largest: the largest number of pixels of a picture to copy; None for no limit. One picture is in memory at a time.

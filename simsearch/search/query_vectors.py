@@ -156,8 +156,8 @@ class QueryResolver:
     def resolve(self, queries: Sequence[PreparedQuery]) -> list[NDArray[np.float32] | SimsearchError]:
         """Returns the (v, D) features of each query, or its error; computes all missing features in one batch.
 
-        The error of a query is ItemNotFoundError, or OutdatedQueryError if the index has changed since it was prepared.
-        Raises the errors of `compute`, which concern all queries.
+        The error of a query is ItemNotFoundError, or OutdatedQueryError if the index has changed since the query was
+        prepared. Raises the errors of `compute`, which concern all queries.
         """
         found: dict[int, list[NDArray[np.float32]]] = {}
         failed: dict[int, SimsearchError] = {}

@@ -82,7 +82,10 @@ def _within_reach(query: NDArray[np.float32], features: NDArray[np.float16], k: 
 
 
 def merged(a: Neighbours, b: Neighbours, k: int) -> Neighbours:
-    """Returns the k nearest of two lists without common rows; more if several rows tie for the k-th place."""
+    """Returns the k nearest rows of two lists together; more if several rows tie for the k-th place.
+
+    No row may be in both lists.
+    """
     rows, distances = np.concatenate([a.rows, b.rows]), np.concatenate([a.distances, b.distances])
     order = np.lexsort((rows, distances))
     last = int(np.searchsorted(distances[order], distances[order[min(k, len(order)) - 1]], side="right"))

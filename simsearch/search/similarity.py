@@ -176,7 +176,7 @@ def _different(features: NDArray[Any]) -> NDArray[Any]:
 
 
 def _of_pairs(features: NDArray[np.float16]) -> Scale | None:
-    """Returns the scale of (n, D) features, measured on all pairs; None if fewer than three rows differ."""
+    """Returns the scale of (n, D) features, measured on all pairs; None if there are fewer than three distinct rows."""
     x = _different(_sound(features)).astype(np.float64)
     if len(x) < 3:
         return None

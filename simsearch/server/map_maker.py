@@ -83,8 +83,8 @@ class MapMaker:
     def find(self, served: ReloadableIndex, again: bool = False) -> Known | MapJob:
         """Returns the map if there is one, else the job that draws it.
 
-        again: True to draw a new map if the index has changed since the last map was drawn; but not before the time
-        `Known.until`, and not if this service cannot draw a map of the index. False to return the last map.
+        again: True to draw a new map if the index has changed since the last one was drawn. The last map is still
+        returned before the time `Known.until`, and if this service cannot draw maps of the index.
         Raises ApiError if there is no map and this service cannot draw one, or if too many maps are being drawn.
         """
         key, known, stale, refusal = served.run(self._look_up)

@@ -36,7 +36,10 @@ class _Lease:
 
 
 class ReloadableIndex:
-    """Calls functions with an engine for the present index at a path. reloaded: called after each replacement."""
+    """An index of the service, which is opened again when another index has taken its place at its path.
+
+    reloaded: called each time after another index has been opened.
+    """
 
     def __init__(self, name: str, engine: Engine, reloaded: Callable[[], None] = lambda: None) -> None:
         self.name, self.path, self.reloaded = name, engine.path, reloaded

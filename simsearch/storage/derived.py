@@ -57,7 +57,7 @@ def write_array(folder: Folder, name: str, array: NDArray[Any]) -> None:
 
 
 def read(folder: Folder, name: str) -> NDArray[np.uint8]:
-    """Returns the content of a file whose seal is right, without the seal: (n,) uint8.
+    """Checks the seal of a file, and returns the content before the seal: (n,) uint8.
 
     Raises IndexDamagedError if the file is missing or damaged or belongs to another folder, and SimsearchError if the
     system cannot read it.

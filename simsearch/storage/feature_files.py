@@ -80,7 +80,7 @@ class FeatureFiles:
         self._open_rows = 0
 
     def after(self, compactions: int) -> FeatureFiles:
-        """Returns the feature files that the same index has after `compactions` compactions in all."""
+        """Returns the feature files of the same index once it has been compacted `compactions` times in total."""
         return FeatureFiles(self.folder, self.dimension, self.rows_per_shard, compactions)
 
     def name(self, shard: int) -> str:

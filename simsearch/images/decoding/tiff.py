@@ -203,7 +203,7 @@ def memory(file: IO[bytes]) -> int:
 def _levels(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Scales values of any type to 0..255: integers by the range of their type, floats as `eight_bits` does."""
     if values.dtype.kind not in "uifb" or not values.size:
-        raise ValueError(f"{values.dtype}, {values.shape}")
+        raise ValueError(f"no picture: values of type {values.dtype}, shape {values.shape}")
     if values.dtype.kind == "b":
         return values.astype(np.uint8) * np.uint8(255)
     levels = np.empty(values.shape, np.uint8)
