@@ -87,8 +87,8 @@ def copy_threshold(
 ) -> Threshold:
     """Measures how far slightly changed copies of an index's own pictures are from their originals.
 
-    Returns a threshold. Below, m is the median distance of random pairs. `distance`: 90 % of the copies that the changes
-    in FAITHFUL make are at most this far from their originals; but at most FARTHEST * m. `reach`: `distance` +
+    Returns a threshold. Below, m is the median distance of random pairs. `distance`: 90 % of the copies made by the
+    changes in FAITHFUL are at most this far from their originals; but at most FARTHEST * m. `reach`: `distance` +
     BEYOND * m. If no picture can be read or the model's weights are missing, `distance` is NEAR_IDENTICAL * m, as in
     the search option `dedup`, and `reach` is 0.
     seed: chooses the pictures.
