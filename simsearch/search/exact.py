@@ -135,7 +135,7 @@ class FlatIndex:
         return self._devices is None and self._sketch() is not None
 
     def scan(self, queries: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None) -> list[Neighbours]:
-        """Returns the same neighbours as `search`, without using the sketch. k: from 1 to the number of permitted rows."""
+        """Returns the same neighbours as `search`, without the sketch. k: from 1 to the number of permitted rows."""
         available = self.rows if permitted is None else len(permitted)
         if permitted is not None and len(permitted) <= DIRECT:
             features = self.read(permitted)
