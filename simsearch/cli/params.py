@@ -128,7 +128,7 @@ class NameLabel(click.ParamType):  # type: ignore[type-arg]
             return value
         name, equals, label = value.rpartition("=")
         if not equals or not name or not label:
-            raise UsageError(f"{_option(param)}{value!r} is not NAME=LABEL", hint="a path, id:N or glob, and its label")
+            raise UsageError(f"{_option(param)}{value!r} is not NAME=LABEL", hint="NAME is a path, id:N or glob")
         return name, label
 
 

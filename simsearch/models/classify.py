@@ -34,7 +34,7 @@ def patches(image: Image.Image, recipe: Preprocessing, crops: int) -> NDArray[np
     """Returns the patches of an image that the network classifies: (crops, S, S, 3) uint8.
 
     crops: 1 for the centre of the scaled image. 10 for five patches of the scaled image's middle square (four corners
-    and centre) and their mirror images (section 4.1 of the paper).
+    and centre) and their mirror images (Krizhevsky et al. 2012, section 4.1).
     """
     if crops == 1:
         return recipe.pixels(image)[None]

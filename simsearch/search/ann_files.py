@@ -76,7 +76,7 @@ def check_rows(rows: NDArray[Any], covered: int) -> None:
     Each must be -1, for a removed row, or below `covered` and not the row of another entry.
     """
     if rows.dtype != np.int64 or rows.ndim != 1:
-        raise ValueError("its rows are not a list of integers")
+        raise ValueError("its row numbers are not a list of integers")
     live = rows[rows >= 0]
     if len(live) and live.max() >= covered:
         raise ValueError(f"it has the row number {live.max()}, but covers only {covered} rows")

@@ -44,7 +44,7 @@ class Batch(NamedTuple):
     """The images of one training step in this process, on the device.
 
     pixels: (b, P, P, 3) uint8. labels: (b,) int64. teacher: (b, T) features that a teacher network computed, or None.
-    views: the random changes of the b images.
+    views: the random crops, reflections and colour changes of the b images.
     """
 
     pixels: Tensor

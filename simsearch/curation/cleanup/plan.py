@@ -159,7 +159,7 @@ def _relative(member: Member) -> str:
 def _check_target(plan: Plan, groups: Sequence[Sequence[Member]]) -> None:
     """Raises UsageError if a file would move to a place in a source, where the next build would find it.
 
-    groups: the members of the groups, which tell the folders that are sources.
+    groups: the members of the groups. Their sources are the folders to check.
     """
     folders = {m.source.folder or "" for group in groups for m in group if m.own and m.source.kind == "folder"}
     for group in plan.groups:

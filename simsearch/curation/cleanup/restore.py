@@ -120,12 +120,14 @@ def _unlink_again(record: Record, journal: Path) -> bool:
         elif _has(entry.path, entry):
             os.replace(entry.aside, entry.path)
         else:
-            raise UnusableError(f"it was changed after it was linked; its old content is in {entry.aside}")
+            raise UnusableError(
+                f"the hard link was changed later; the old content of the file is in {entry.aside}"
+            )
         sync_folders(entry.path)
         return True
     if os.path.lexists(entry.path):
         if not _has(entry.path, entry):
-            raise UnusableError("it was changed after it was linked")
+            raise UnusableError("the hard link was changed later")
         facts = os.lstat(entry.path)
         linked = record.done and facts.st_nlink > 1
         if not (linked or State.at(entry.path) == State.at(entry.kept)):

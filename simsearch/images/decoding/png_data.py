@@ -14,11 +14,11 @@ _BLOCK = 1 << 20
 
 
 def is_intact(file: IO[bytes], size: tuple[int, int]) -> bool:
-    """Returns True if the compressed pixels of a PNG are undamaged by one of their two checksums.
+    """Returns True if at least one of the two kinds of checksums of a PNG's compressed pixels is right.
 
-    Each chunk has a CRC-32, and the stream of all chunks ends with an Adler-32. A file of which a part was overwritten,
-    by zeros for example, has neither; Pillow may decode it nevertheless. Bytes that are missing are not looked for,
-    because Pillow reports them.
+    Each chunk has a CRC-32, and the stream of all chunks ends with an Adler-32. If a part of the file was overwritten,
+    by zeros for example, both are wrong, but Pillow may decode the file nevertheless. This function does not look for
+    missing bytes, because Pillow reports them.
     size: the width and height of the picture, which limit what is decompressed.
     """
     if _checksums_match(file):

@@ -118,7 +118,7 @@ def test_folder_that_is_gone(task: Task, tmp_path: Path) -> None:
 def test_link_that_was_edited(task: Task, tmp_path: Path) -> None:
     log = done(task, "hardlink", tmp_path)
     Path(task.path).write_text("edited, and with it the original")
-    assert restore(log).problems == [(task.path, "it was changed after it was linked")]
+    assert restore(log).problems == [(task.path, "the hard link was changed later")]
 
 
 def test_link_that_was_deleted(task: Task, tmp_path: Path) -> None:
