@@ -1,4 +1,4 @@
-"""Distinguishes texts that are numbers from texts that only look like numbers, such as 007."""
+"""Distinguishes texts that are numbers from texts that only look like numbers, such as the name 007."""
 
 from __future__ import annotations
 

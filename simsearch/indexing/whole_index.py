@@ -183,7 +183,7 @@ class WholeIndex:
         if action not in journals.ACTIONS or (action == "move") != (into is not None):
             raise UsageError(
                 f"the action {action!r} cannot be used with into={into!r}",
-                hint="use 'move' with a folder as into, or 'trash' or 'hardlink' without into",
+                hint="'move' needs the argument `into`, a folder; 'trash' and 'hardlink' need none",
             )
         rule = keeping.KeepRule.parse(keep, against is not None)
         limit = self._limit(max_distance, progress)

@@ -133,7 +133,10 @@ def choose(
 
 
 def exact(seconds: float, proved: bool = False) -> Choice:
-    """Returns the `Choice` for exact search. seconds: the time of one search. proved: True if it uses a sketch."""
+    """Returns the `Choice` for exact search. seconds: the time of one search.
+
+    proved: True if the search uses a sketch to skip rows, and proves that none of them is among the nearest.
+    """
     return Choice("exact", 1.0, 1.0, 1.0, 0, seconds, seconds, 0, {}, (), proved)
 
 

@@ -119,7 +119,7 @@ class Found:
 
 @dataclass
 class Job:
-    """A search for groups that waits or runs.
+    """A waiting or running search for groups.
 
     done: the number of items compared so far. total: the number of all items. Both are 0 while the threshold is
     measured.

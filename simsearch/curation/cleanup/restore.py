@@ -120,9 +120,7 @@ def _unlink_again(record: Record, journal: Path) -> bool:
         elif _has(entry.path, entry):
             os.replace(entry.aside, entry.path)
         else:
-            raise UnusableError(
-                f"the hard link was changed later; the old content of the file is in {entry.aside}"
-            )
+            raise UnusableError(f"the hard link was changed later; the old content of the file is in {entry.aside}")
         sync_folders(entry.path)
         return True
     if os.path.lexists(entry.path):

@@ -1,7 +1,7 @@
 """Reads the merged picture of Photoshop files (PSD and PSB).
 
-Pillow reads 8 bits only, inverts bitmaps, mixes up the rows of packed files with additional channels, and takes saved
-selections for transparency.
+Pillow's own reader makes mistakes: it reads 8 bits only, inverts bitmaps, mixes up the rows of compressed files with
+additional channels, and shows saved selections as transparency.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ def is_camera_raw(file: IO[bytes]) -> bool:
 def opened_otherwise(file: IO[bytes]) -> Image.Image:
     """Decodes, with tifffile (extra `[tiff]`), a TIFF of a kind that Pillow cannot decode.
 
-    Raises ImageError, whose message tells what is unusual about the file.
+    Raises ImageError if tifffile cannot either; the message tells what is unusual about the file.
     """
     try:
         tags = _tags(file)
