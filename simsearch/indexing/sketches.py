@@ -41,7 +41,7 @@ def keep_up(index: Index, rows: int) -> None:
 
 
 def update(index: Index, learn: bool = True) -> None:
-    """Updates the sketch (short codes, for exact searches) so that it has the committed rows; records it in `meta.json`.
+    """Brings the sketch (short codes for exact searches) up to the committed rows, and records it in `meta.json`.
 
     Makes a new sketch if there is none yet, or if the present sketch no longer suits the index. A few new rows may be
     left for the next update.
