@@ -187,7 +187,7 @@ def _on_disk(index: str | os.PathLike[str]) -> None:
 
 
 def _place(index: str | os.PathLike[str]) -> str:
-    """Returns the path or address of an index. Raises UsageError for several, and for what cannot be a path."""
+    """Returns the path or address of an index. Raises UsageError for several indexes, and for an impossible path."""
     names = resolve.as_names(index)
     if len(names) != 1:
         raise UsageError(f"{index!r} is not the path of an index")

@@ -86,7 +86,7 @@ class Engine(WholeIndex):
     ) -> Engine:
         """Returns an engine for an open index. Closing the engine closes the index too.
 
-        snapshots: returns the exact and the approximate search of the index. model, device: as for `Engine`.
+        snapshots: gives access to the exact and approximate searches of the index. model, device: as for `Engine`.
         """
         engine = cls.__new__(cls)
         engine._set(opened, snapshots, model, device)

@@ -102,7 +102,7 @@ def _keep_messages() -> None:
 
 
 def replace_closed_streams() -> None:
-    """Replaces each standard stream that was closed when the program started by a `_Closed` on /dev/null.
+    """Puts a `_Closed` on /dev/null in place of each standard stream that was closed when the program started.
 
     /dev/null takes the stream's file descriptor (0, 1 or 2). Otherwise a file opened later could get this descriptor,
     and output would be written to that file by mistake.
@@ -152,7 +152,7 @@ class ErrorReportingGroup(click.Group):
 
 
 def _traceback(error: BaseException) -> str:
-    """Returns the traceback of an error, without hints, which `report_error` prints."""
+    """Returns the traceback of an error. Hints are left out, because `report_error` prints them."""
     whole = traceback.TracebackException.from_exception(error)
     part: traceback.TracebackException | None = whole
     while part is not None:
@@ -204,7 +204,7 @@ def echo(text: str = "", err: bool = False) -> None:
 
 
 def echo_data(text: str, nl: bool = True) -> None:
-    """Prints output for programs. It is unchanged, except that on a terminal escape sequences are made visible.
+    """Prints output for programs. It is unchanged, but if it goes to a terminal, its escape sequences are made visible.
 
     nl: True to add a line break at the end.
     """

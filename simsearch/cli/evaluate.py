@@ -146,7 +146,7 @@ def search_command(
 ) -> None:
     """Measures how well an index retrieves: P@k, R-precision, mAP, recall and kNN accuracy, with 95 % intervals.
 
-    Each labelled item is a query that ranks all other labelled items by exact distance; those with its label are
+    Each labelled item is a query. It ranks all other labelled items by exact distance; those with the query's label are
     relevant. The intervals come from a bootstrap over the queries. Two more tables group the six nearest items of each
     query by similarity, and tell how many of each group have the query's label. The first table groups by similarity
     word (copy, close, similar, weak), the second by ranges of the similarity (0 to 0.1, 0.1 to 0.2 and so on).
@@ -218,7 +218,7 @@ def _print_class_scores(verdict: retrieval.RetrievalReport) -> None:
 def _write_report(
     engine: Engine, verdict: retrieval.RetrievalReport, path: Path, service: str | None, each: int = 10
 ) -> None:
-    """Writes an HTML report: scores, the `each` worst queries, the `each` best queries. service: see `item_link`."""
+    """Writes an HTML report: scores, worst queries and best queries, up to `each` of both. service: see `item_link`."""
     shown = [*verdict.queries[:each], *verdict.queries[each:][-each:][::-1]]
     rows = [_report_row(engine, query, service) for query in shown]
     facts = {

@@ -43,7 +43,10 @@ DEFAULT_INDEX = "indexes/default"
 
 
 def output_option(name: str, metavar: str, text: str) -> Callable[[Command], Command]:
-    """Returns a decorator that adds the required option -o/--output, whose path a command gets as argument `name`."""
+    """Returns a decorator that adds the required option -o/--output to a command.
+
+    name: the name of the argument in which the command gets the path.
+    """
     return click.option(
         "-o", "--output", name, type=click.Path(path_type=Path), required=True, metavar=metavar, help=text
     )

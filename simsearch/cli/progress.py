@@ -93,7 +93,7 @@ def training_progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[
 def _training_lines() -> Iterator[Callable[[LogRow], None]]:
     """Yields a function that prints a row of the log as a line.
 
-    Of the rows about steps, it prints at most one per second, and the last.
+    It prints rows about steps at most once per second, but always the row about the last step.
     """
     last = -1.0
 

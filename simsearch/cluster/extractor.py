@@ -116,9 +116,9 @@ def _belongs(info: WorkInfo, index: Index) -> bool:
 
 
 def _may_be_read(info: WorkInfo) -> bool:
-    """Returns True if the user permits reading all remote sources that the work names.
+    """Returns True if the user permits reading all remote sources that `info` lists.
 
-    The list of sources in the work is not trusted, because the work may have come with an index that somebody else
+    This list is not trusted, because the work folder may have come with an index that somebody else
     made, and reading a remote source uses the user's credentials.
     """
     return all(permission.is_granted(root) for kind, root in info.sources if addresses.is_kind(kind))

@@ -23,8 +23,9 @@ def replacing(path: str | os.PathLike[str], folder: int | None = None) -> Iterat
     """Yields a new binary file that replaces the file at `path` when the block ends, atomically and durably.
 
     If the block raises an exception, the new file is deleted and the old file is kept. During the block, the new file
-    has a random name in the same folder: `file.name`, for libraries that open files themselves. A symbolic link at
-    `path` is replaced and not followed, so nobody can use a link to have another file overwritten.
+    has a random name in the same folder. The attribute `name` of the yielded file is this name, for libraries that open
+    files themselves. A symbolic link at `path` is replaced and not followed, so nobody can use a link to have another
+    file overwritten.
 
     folder: the descriptor of an open folder to which `path` is relative; by default, the current folder.
     Raises OSError.

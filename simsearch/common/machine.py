@@ -85,10 +85,9 @@ def let_openmp_sleep() -> None:
 
 
 def own_memory() -> int:
-    """Returns the memory that this process uses, without mapped files, in bytes.
+    """Returns the memory in bytes that this process uses, not counting mapped files.
 
-    Without /proc, this is unknown. The result is then the most memory that the process has used so far, with mapped
-    files.
+    On systems without /proc, returns the most memory that the process has used so far, including mapped files.
     """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():

@@ -54,8 +54,8 @@ class _Hills:
 
     hill: (m,) the number of each cell's hill, for the cells in the order of descending density.
     peaks: (p,) the density at each hill's peak.
-    parents: (p,) the number of each hill's parent, into which the hill would be merged: the highest of the hills that
-    meet at its saddle. Hills that met at a higher cell count as one hill there, with the number of the highest of them.
+    parents: (p,) the number of each hill's parent: the hill that it would be merged into, which is the highest hill at
+    its saddle. Hills that meet at a higher cell count as one hill there, with the number of the highest of them.
     A hill without a saddle is its own parent.
     prominences: (p,) the density at the peak divided by the density at the saddle; infinite without a saddle.
     """
@@ -165,8 +165,8 @@ def _choose(hills: _Hills, bandwidth: float, most: int | None) -> NDArray[np.boo
 
     The most prominent hills are kept; between equally prominent hills, the one with the higher peak. Hills that rise
     too little above their saddle (see `NOISE`) are dropped. At least one hill is kept.
-    bandwidth: of the kernel, in cells. It gives the standard deviation of the density, which `NOISE` refers to: if the
-    number of points in a cell is Poisson distributed, a smoothed density d has the variance d / (4 pi bandwidth²).
+    bandwidth: the kernel's standard deviation, in cells. `NOISE` is a multiple of the density's standard deviation. If
+    the number of points in a cell is Poisson distributed, a smoothed density d has the variance d / (4 pi bandwidth²).
     most: see `find_hills`.
     """
     rise = hills.peaks - hills.peaks / hills.prominences

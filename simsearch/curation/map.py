@@ -184,7 +184,7 @@ def draw_map(
 def keep(opened: OpenIndex, drawn: ItemMap, seed: int = 0) -> StoredMap:
     """Stores a map in the folder of its index, where the web page finds it, and returns the map in its stored form.
 
-    opened: the index. If it has no folder, as a Milvus collection has none, the stored form is only returned.
+    opened: the index. For an index without a folder (a Milvus collection), nothing is stored.
     seed: the random seed that the map was drawn with. Raises OSError if the file cannot be written.
     """
     stored = drawn.stored(drawn.facts(seed))
@@ -196,10 +196,10 @@ def keep(opened: OpenIndex, drawn: ItemMap, seed: int = 0) -> StoredMap:
 def representatives(positions: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     """Returns at most `count` items that are spread over the map, as row numbers of `positions`.
 
-    positions: (n, 2), one row for each item. The plane is divided into 4, 16, 64, … squares. At each step, for every
-    square without a chosen item, the item nearest to the square's centre is chosen. So the items of the first steps,
-    which come first in the result, cover the map coarsely, and those of each further step more finely. The items of one
-    step are in a fixed random order, so a result cut off within a step covers the map evenly, too.
+    positions: (n, 2), one row for each item. The plane is divided into 4 squares, in the next steps into 16, 64, … Each
+    step chooses, for every square that has items but no chosen one, the item nearest to the square's centre. The result
+    has the items in the order of the steps, so its first items cover the map coarsely and later ones more finely. The
+    items of one step are in a fixed random order, so a result that ends within a step covers the map evenly, too.
     """
     n = len(positions)
     extent = max(float(np.ptp(positions, axis=0).max()), 1e-9)

@@ -1,4 +1,4 @@
-"""Finds outliers: items that are much farther from their nearest neighbours than these neighbours are from theirs.
+"""Finds outliers: items much farther from their nearest neighbours than those are from their own neighbours.
 
 The score is a simplified local outlier factor (LOF, Breunig et al. 2000). It is the mean distance from an item to its k
 nearest neighbours, divided by the average of the neighbours' own mean distances. An ordinary item scores about 1, in

@@ -1,7 +1,7 @@
 """Measures how often matches of a given similarity have the query's label.
 
-The matches are grouped twice: by the tenth, from 0 to 1, that their similarity lies in, and by the word that is shown
-for their similarity, from "copy" to "weak" (`simsearch.search.results.WORDS`).
+The matches are grouped twice: by similarity, in ten ranges from 0 to 1, and by the word that is shown for the
+similarity, from "copy" to "weak" (`simsearch.search.results.WORDS`).
 """
 
 from __future__ import annotations

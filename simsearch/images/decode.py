@@ -74,7 +74,7 @@ def decode_image(
     shorter_side: the pixels that the caller needs along the image's shorter side; None for the full size. If the image
     has more, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size; at least `scaled.SPARE` times the needed pixels are
     then left. An image of more than `scaled.LARGE_PIXELS` pixels may be scaled to 1/2, 1/3, 1/4, …; at least twice the
-    needed pixels are then left. A panorama whose shorter side has too few pixels for this is cut to its middle.
+    needed pixels are then left. A panorama whose shorter side is too short for this is cut to its middle.
     largest: the most pixels that the original may have.
     Raises ImageError, with a reason that can be shown in a list of failures.
     """

@@ -148,10 +148,10 @@ def _best_forms(a: Pixels, b: Pixels) -> tuple[Pixels, NDArray[np.int64]]:
 
 
 def _free(a: Pixels, b: Pixels, noise: float) -> Pixels:
-    """Returns (n,): a number to add to the correlation of each pair of views, from 1 if both are plain, towards 0.
+    """Returns (n,): a number to add to the correlation of each pair of views: from 1 (both are plain) down to 0.
 
-    Two plain grey views are alike, but their correlation is near 0. The number makes up for this, and becomes small
-    with growing contrast, the sum of a view's squared differences from its mean.
+    Two plain grey views are alike, but their correlation is near 0. The number makes up for this. The larger the
+    contrast (the sum of a view's squared differences from its mean), the smaller the number.
     noise: the contrast that still counts as plain.
     """
     sums = [((images - images.mean((1, 2), keepdims=True)) ** 2).sum((1, 2)) + noise for images in (a, b)]

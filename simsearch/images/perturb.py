@@ -105,7 +105,7 @@ def _colour(image: Image.Image, strength: float, random: Generator) -> Image.Ima
 
 
 def _text(image: Image.Image, strength: float, random: Generator) -> Image.Image:
-    """Draws a white band across the image, `strength` of its height, with text in it."""
+    """Draws a white band with text across the image. strength: the band's share of the image's height."""
     image = image.copy()
     height = max(8, round(image.height * strength))
     top = int(random.integers(0, max(1, image.height - height)))

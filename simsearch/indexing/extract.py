@@ -187,7 +187,7 @@ class _ExtractionPipeline(Generic[T]):
         return load_image(task.read, self.model.recipe, self.known, self.budget, self.decoder)
 
     def _skip_known(self, result: LoadedImage) -> LoadedImage:
-        """Returns a loaded image, without its pixels if the features of its content are known or being computed."""
+        """Returns a loaded image; drops its pixels if the features of its content are known or being computed."""
         if not result.pending:
             return result
         # In this order: a digest is removed from `computing_digests` only after the caller has added it to `known`.

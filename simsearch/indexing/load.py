@@ -33,7 +33,7 @@ class LoadedImage:
     digest: SHA-256 of the file; empty if the file could not be read.
     size: of the file, in bytes.
     width, height: of the image, in pixels.
-    features: (D,) float16; None before they are computed, if the digest was known already, or if the image failed.
+    features: (D,) float16; None if they are not computed yet, the digest was known already, or the image failed.
     problem: the reason if the image could not be read or decoded, else None.
     pixels: (S, S, 3) uint8; None after the features are computed.
     file: a JPEG that the GPU is to decode; None after it is decoded.

@@ -47,8 +47,8 @@ class BuildOptions:
     keep_gone: set by `--watch`, to compare only sources that exist on this machine. The items of a source that is gone
     stay, even with `prune`, because its disk may be unmounted.
     dry_run: only count the differences.
-    allow_outside: also index files that a .csv, .jsonl or .parquet file lists but that lie outside its folder. If a
-    listed file is a symbolic link, the place of its target counts.
+    allow_outside: also index files that lie outside the folder of the .csv, .jsonl or .parquet file that lists them.
+    For a symbolic link, the place of its target counts.
     batch_size, workers: None for defaults that suit the machine.
     progress: called with the number of images processed and their total.
     extractor: computes features on other machines; None computes them in this process.

@@ -1,4 +1,4 @@
-"""Reads images that are stored on other machines in advance, several at once, to hide the latency of the network.
+"""Reads ahead images that are stored on other machines, several at once, to hide the latency of the network.
 
 The order of the images does not change. Memory is bounded: the images read in advance have at most `AHEAD_BYTES`
 together. An image that would exceed this limit is read only when its task is run.
@@ -37,11 +37,11 @@ UNKNOWN_BYTES = 1 << 20
 def tasks(
     images: Iterable[tuple[T, Source, str, int, int]], kept: KeptObjects | None = None
 ) -> Generator[Task[T], None, None]:
-    """Yields a `Task` for each image, in order. Starts reading images that are stored on other machines in advance.
+    """Yields a `Task` for each image, in order. Reads ahead images that are stored on other machines.
 
     images: (key, source, path, size in bytes, stamp) of each image; for stamps, see `sources.base.Entry`.
     kept: the files from other machines that an interrupted build has read. They are not read again; files that are read
-    now are added to them.
+    now are added to `kept`.
     """
     waiting: deque[Task[T]] = deque()
     held = _Held(AHEAD_BYTES)

@@ -117,7 +117,7 @@ def _absence_in_folder(full: str, path: str, row: SourceRow, root: str) -> str:
 
 
 def _absence_in(full: str, row: SourceRow, root: str) -> str | None:
-    """Returns the reason why an image of an archive or table is not in the index; None if it is not part of the source.
+    """Returns the reason why an image of an archive or table is not in the index; None if the source has no such image.
 
     full: the absolute path of the image. row, root: the record and the current location of the archive or table.
     """

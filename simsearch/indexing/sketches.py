@@ -64,8 +64,8 @@ def update(index: Index, learn: bool = True) -> None:
 def _updated(index: Index, learn: bool) -> tuple[SketchFacts | None, SketchFacts | None]:
     """Updates the files of the sketch for the committed rows, but not `meta.json`.
 
-    Returns two results: the facts to record about the sketch, and the facts that `meta.json` has recorded. Each is None
-    if there is no such sketch. They are equal if the sketch has not changed or cannot be written.
+    Returns the facts to record about the sketch, and the facts that `meta.json` has recorded about the previous sketch;
+    None for a sketch that does not exist. Both are equal if the sketch has not changed or cannot be written.
     learn: as for `update`.
     """
     with index.reading() as reader:

@@ -289,7 +289,7 @@ class _SyncRun:
 def _of_gone_sources(index: Index, plans: Sequence[Plan]) -> dict[bytes, list[Item]]:
     """Returns the items of sources that no longer exist, by the SHA-256 digest of their files.
 
-    They are needed because an image with the same content that is found in another source counts as moved, not as new.
+    If the build finds the content of such an item in another source, the image counts as moved, not as new.
     plans: the plans of this build. Sources that have a plan are left out, because they are compared anyway.
     """
     planned = {plan.place.row.id for plan in plans if plan.place.row is not None}

@@ -1,10 +1,10 @@
 """Chooses the way to search an index, by measurement: the fastest way that reaches a recall within a memory limit.
 
-The candidates are approximate searches of several kinds, and exact search. Some items are held out as queries, so that
-no approximate search contains the queries that measure it. Half of the queries choose the settings; the other half
-measure the recall that is recorded. After the measurement, the held-out items are added to the chosen search. It
-replaces the previous one in one step; until then, the index does not change. See `simsearch.search.tuning`, and for
-binary codes `simsearch.indexing.tune_codes`.
+The candidates are approximate searches of several kinds, and exact search. Some items are held out as queries: the
+approximate searches that they measure do not contain them. Half of the queries choose the settings; the other half
+measure the recall that is recorded. After the measurement, the held-out items are added to the chosen search, which
+then replaces the previous one in one step; until then, the index does not change. See `simsearch.search.tuning`, and
+for binary codes `simsearch.indexing.tune_codes`.
 """
 
 from __future__ import annotations

@@ -198,7 +198,7 @@ class WholeIndex:
     def _limit(
         self, distance: float | copy_thresholds.Threshold | None, progress: Progress
     ) -> copy_thresholds.Threshold:
-        """Returns the largest distance of duplicates as a `Threshold`. If `distance` is None, it is measured."""
+        """Returns `distance` as a `Threshold`. If it is None, measures the largest distance of duplicates."""
         if distance is None:
             return copy_thresholds.copy_threshold(self.opened_index, self.model, progress=progress)
         return distance if isinstance(distance, copy_thresholds.Threshold) else copy_thresholds.Threshold(distance)

@@ -3,7 +3,7 @@
 A trained and pruned tensor, in which most weights are zero, becomes three arrays:
 
 - codebook: (2^bits,) float32: first zero, then the values that the weights share, found by k-means (section 3);
-- gaps: the number of zeros before each stored weight, one byte each. A gap that is too long for a byte is divided by
+- gaps: the number of zeros before each stored weight, one byte each. A gap that is too long for a byte is split up by
   fillers: stored weights of value zero, with index 0 (section 2, figure 2);
 - indices: the position of each stored weight in the codebook, one byte each.
 

@@ -185,8 +185,8 @@ class DescriptorModel:
     def dimension(self) -> int:
         """The number of values of a vector: d, or D without principal components.
 
-        If neither the components nor the wrapped model's `dimension` determine it, it is found by computing one blank
-        image.
+        If neither the components nor the wrapped model's `dimension` determine this number, the vector of one blank
+        image is computed and its values counted.
         """
         if self.projection is not None:
             return int(self.projection.axes.shape[1])

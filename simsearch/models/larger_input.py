@@ -1,9 +1,10 @@
-"""Weights of AlexNet for a larger input than they were trained at.
+"""Adapts weights of AlexNet to a larger input than in their training.
 
 A network recognises more images correctly if its input is larger than in its training (Touvron et al.: "Fixing the
 train-test resolution discrepancy", NeurIPS 2019). Convolutions take an input of any size. But the first hidden layer
-has a weight for each position of the convolutions' last maps, and a larger input has larger maps. So its weights are
-interpolated when a weights file is read. The file stores the weights as they were trained, because these are fewer.
+has a weight for each position of the convolutions' last maps, and a larger input has larger maps. So the weights of
+this layer are interpolated when a weights file is read. The file stores the weights as they were trained, because these
+are fewer.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def enlarge(
 ) -> None:
     """Replaces the first hidden layer's weights by those for the input size in `arguments`.
 
-    tensors: the weights of a network by name. arguments: those of the configuration class of the network.
+    tensors: the weights of a network by name. arguments: the arguments of the network's configuration class.
     most: the largest permitted number of weights of the layer.
     Raises ValueError or TypeError if the network is not AlexNet, or if the weights cannot be enlarged.
     """

@@ -104,7 +104,7 @@ def weights_sha256(name: str) -> str:
 
 
 def training_record(name: str | None) -> TrainingRecord:
-    """Returns the record of the pictures that a model was trained on and of those held out.
+    """Returns the record of a model's training pictures and held-out pictures.
 
     The record is empty for networks of torchvision and .onnx files. name: as for `load_model`; None for the default.
     """

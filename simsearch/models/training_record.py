@@ -115,8 +115,8 @@ class TrainingRecord:
         If the record would have more than MOST pictures, returns an empty record, to keep the weights file small.
 
         trained_on, held_out: digests of the pictures of this training.
-        before: the record of the weights that the training started from. The pictures that those weights were trained
-        on count as trained on, even if they are in `held_out`.
+        before: the record of the weights that the training started from. The pictures in its
+        `trained_on` go into the new record's `trained_on`, never into the new record's `held_out`.
         """
         seen = Digests(trained_on) | before.trained_on
         others = Digests(held_out) - seen

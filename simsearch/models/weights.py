@@ -53,10 +53,9 @@ class ModelCard:
     training, metrics: free-form summaries, shown by `simsearch models --verbose`.
     distances: quantiles of the distances between random pairs of training images. `simsearch.search.similarity` uses
     these quantiles for indexes that are too small for measuring such distances.
-    labels: the labels of the classes in the training data, which may differ from their names (WordNet ids, for
-    example).
-    ranges: for int8, the largest activation of each channel on training images, (channels,) float32, by the name of the
-    point of the network where it was measured (`simsearch.models.onnx.int8.POINTS`).
+    labels: the labels of the classes in the training data. They may differ from `classes`; WordNet ids, for example.
+    ranges: for int8, by the name of a point of the network (`simsearch.models.onnx.int8.POINTS`): the largest
+    activation of each channel at this point on training images, (channels,) float32.
     agreement: mean fraction of the six nearest neighbours that int8 and float32 have in common; 0 if not measured.
     trained_at: 0 if the network takes input of the size that it was trained with. If it takes larger input, the side of
     the training input in pixels; the weights are enlarged when they are read (`simsearch.models.larger_input`).
@@ -266,7 +265,7 @@ def add_ranges(path: Path, ranges: Mapping[str, NDArray[np.float32]], agreement:
 
 
 def sha256_without_ranges(path: Path) -> str:
-    """Returns the SHA-256 that a file had before `add_ranges`, as recorded in indexes made before that."""
+    """Returns the SHA-256 that a file had before `add_ranges`. Indexes made at that time recorded it."""
     _read_entry(path)  # raises WeightsError if it is not a weights file
     header = _header_without_ranges(path)
     digest = hashlib.sha256(pack_header(header.text))

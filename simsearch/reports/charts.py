@@ -227,7 +227,7 @@ def _draw_axes(
 ) -> None:
     """Draws the axes and the grid of a chart.
 
-    box: left, top, right and bottom, in pixels. x_marks, y_marks: the label at each x or y, in pixels.
+    box: left, top, right and bottom, in pixels. x_marks, y_marks: the labels by their x or y in pixels.
     """
     left, top, right, bottom = box
     font, fine = _font(TEXT * FINE), SCALE * FINE

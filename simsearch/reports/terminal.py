@@ -80,8 +80,8 @@ def advice() -> str | None:
 def _grid(row: ResultRow, width: int) -> Table:
     """Returns a query and its matches as a table of tiles.
 
-    The tiles are as large as they can be with four in a row, but from SIDE to WIDEST characters wide. So rows have more
-    than four tiles in a wide terminal, and fewer in a narrow one.
+    Tiles are so wide that four fill a row, but at least SIDE and at most WIDEST characters wide. So rows have more than
+    four tiles in a wide terminal, and fewer in a narrow one.
     width: of the terminal, in characters.
     """
     side = min(max(SIDE, (width + GAP) // 4 - GAP), WIDEST)

@@ -199,9 +199,8 @@ class AnnIndex:
     ) -> bool:
         """Returns True if `search` uses the FAISS index, False if it searches exactly.
 
-        `search` uses the FAISS index unless too few entries are permitted: less than the fraction NARROW of all
-        entries, or less than twice the number of candidates. It also searches exactly if the FAISS index has rows that
-        `flat` lacks.
+        `search` searches exactly if the FAISS index has rows that `flat` lacks, or if too few entries are permitted:
+        less than the fraction NARROW of all entries, or less than twice the number of candidates.
         """
         if self.covered > flat.rows:  # the FAISS index has rows that this snapshot lacks
             return False

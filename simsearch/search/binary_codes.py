@@ -124,8 +124,8 @@ def _base(
 def _added(folder: Folder, compactions: int, covered: int) -> Iterator[tuple[NDArray[np.uint8], int]]:
     """Yields the codes in each `added` file, with the number of the first row in the file.
 
-    covered: the number of rows whose codes are not in `added` files. So this is the number of the first row in the
-    first of these files, since rows are numbered from 0.
+    covered: the number of rows whose codes are not in `added` files. Rows are numbered from 0, so the first row in
+    the first `added` file has this number.
     """
     while folder.exists(name := f"added.{compactions}.{covered}.npy"):
         part: NDArray[np.uint8] = sealed.read_array(folder, name)

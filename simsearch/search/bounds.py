@@ -80,8 +80,8 @@ class Grid:
     rotation: (d, d) float64, rotates the first d components.
     low: (w,) float64, the corner of the box with the smallest coordinates.
     step: the distance of neighbouring grid points along an axis.
-    cap: a limit that the errors of nearly all rows do not exceed. Rows whose narrow codes have larger errors are the
-    odd rows of `Sketch`.
+    cap: a limit that the errors of nearly all rows do not exceed. `Sketch` calls rows "odd" if their narrow
+    codes have larger errors.
     """
 
     rotation: NDArray[np.float64]
@@ -128,7 +128,7 @@ class Bounds:
     def encode(self, features: NDArray[np.floating], query: bool = False) -> list[Encoded]:
         """Returns the codes of (n, D) features on each grid.
 
-        query: True for queries, which are moved to the edge of the box if they are outside.
+        query: True for queries. A query outside a grid's box is moved to the nearest point of the box.
         """
         with np.errstate(all="ignore"):  # values that overflow get an infinite error
             components, squared, product = project(features, self.mean, self.axes)
@@ -231,7 +231,7 @@ def _point(
     product: NDArray[np.float64],
     defect: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns s(x) for each row, (n, w), and an upper bound of its distance from the exact s(x), (n,).
+    """Returns s(x) as computed for each row, (n, w), and an upper bound of its distance from the exact s(x), (n,).
 
     rotation: (d, d), of the grid. defect: from `defect_of`.
     components, squared, product: from `project`. The components beyond the first d are ignored.

@@ -62,8 +62,8 @@ class Threshold:
 
     reach: the largest distance at which the pixels of two pictures are compared. The pictures are near-identical if
     their pixels agree. If the reach is 0, no pixels are compared.
-    distance: the largest distance of near-identical pictures whose pixels are not compared, because the reach is 0 or
-    one of the two cannot be read.
+    distance: the largest distance of near-identical pictures if their pixels are not compared. This is the case if the
+    reach is 0 or if one of the pictures cannot be read.
     copies: the fraction of changed copies that are found, by the name of the change (see `perturb.COPIES`).
     """
 
@@ -87,10 +87,10 @@ def copy_threshold(
 ) -> Threshold:
     """Measures how far slightly changed copies of an index's own pictures are from their originals.
 
-    Returns a threshold. Below, m is the median distance of random pairs. `distance`: 90 % of the copies made by the
-    changes in FAITHFUL are at most this far from their originals; but at most FARTHEST * m. `reach`: `distance` +
-    BEYOND * m. If no picture can be read or the model's weights are missing, `distance` is NEAR_IDENTICAL * m, as in
-    the search option `dedup`, and `reach` is 0.
+    Returns a threshold. Its `distance` is the 0.9 quantile of the distances of copies from their originals, for the
+    changes in FAITHFUL, but at most FARTHEST * m, where m is the median distance of random pairs. Its `reach` is
+    `distance` + BEYOND * m. If no picture can be read or the model's weights are missing, `distance` is
+    NEAR_IDENTICAL * m, as in the search option `dedup`, and `reach` is 0.
     seed: chooses the pictures.
     progress: called with the number of pictures done and the number of all pictures; not called for a cached result.
     largest: the largest number of pixels of a picture to copy; None for no limit. One picture is in memory at a time.
@@ -168,7 +168,7 @@ def _picture(index: OpenIndex, item: Item, largest: int | None) -> Image.Image:
 
 
 def _kept_file(index: OpenIndex, largest: int | None) -> Path:
-    """Returns the path of the cache file for an index, which stays the same when the content of the index changes."""
+    """Returns the path of an index's cache file. The path stays the same when the content of the index changes."""
     name = hashlib.sha256(json.dumps([str(index.path), largest]).encode("utf-8", "surrogateescape")).hexdigest()
     return cache_dir() / "copies" / f"{name[:32]}.json"
 

@@ -1,7 +1,7 @@
 """Finds groups of near-identical items: different files whose features are near (`simsearch.search.near_rows`).
 
-If the largest distance was measured (`simsearch.search.copy_threshold`), the pixels of pairs up to a little beyond this
-distance are compared, and decide (`simsearch.search.second_look`).
+If the largest distance was measured (`simsearch.search.copy_threshold`), pairs that are at most a little farther apart
+are near-identical if their pixels agree (`simsearch.search.second_look`).
 In a large index, not all pairs are compared; `checked` estimates how many near pairs are found. The groups may span two
 indexes of the same model: the index to clean up, and another index that it is compared with.
 """
@@ -54,7 +54,7 @@ class Member:
     is_copy: bool | None = None
 
     def is_near(self, limit: float) -> bool:
-        """Returns True if this member is near-identical to the group's first item itself.
+        """Returns True if this member is near-identical to the group's first item, not only to other members.
 
         If the pixels of the two were compared, `is_copy` decides. Otherwise, their distance must be at most `limit`.
         """
@@ -146,7 +146,7 @@ def _from_first(
     look: Judge | None = None,
     places: NDArray[np.int64] | None = None,
 ) -> list[Member]:
-    """Returns the members with the member at place `first` at the front, and with their distances from it.
+    """Moves the member at place `first` to the front; returns the members with their distances from this member.
 
     features: (n, D), of the members. look: compares pixels to set `is_copy`; None to compare no pixels.
     places: (n,), the number by which `look` knows each member; None if `look` is None.
@@ -275,7 +275,7 @@ class _Side:
 
 
 def _different_files(members: Sequence[Member]) -> list[int]:
-    """Returns the places in `members` of different files, ascending: one place for each file.
+    """Returns one place in `members` for each file, ascending.
 
     If a file has several names, an item of the second index (if there are two) is preferred, then a name that is not
     a link. Files that are gone or have changed are left out, unless all files are gone (an unmounted disk).

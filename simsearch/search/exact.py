@@ -260,8 +260,8 @@ class FlatIndex:
     def _on_devices(self, count: int) -> bool:
         """Moves the rows into GPU memory, at the first or the second scan; returns True if they are there.
 
-        They are moved at the first scan if it has BATCH queries or more, or if an earlier index (`before`) has moved
-        rows there, and else at the second scan. They are not moved if they do not fit. count: the number of queries.
+        The first scan moves them if it has BATCH queries or more, or if an earlier index (`before`) has moved rows
+        there. Otherwise, the second scan does. They are not moved if they do not fit. count: the number of queries.
         """
         if self._devices is None:
             return False
@@ -333,7 +333,7 @@ def _nearer(
     """Returns each query's distances below its limit, and their rows: two arrays (nq, m).
 
     m is the number of distances of the query that has the most. A query with fewer has inf and -1 in the last places.
-    In most blocks of rows m is small. To select the smallest of all distances would take longer.
+    This takes less time than selecting the smallest of all distances, because m is small in most blocks of rows.
     squared: (nq, n) distances. rows: (n,) the row of each column.
     limits: (nq, 1); None to return all distances.
     """

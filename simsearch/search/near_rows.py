@@ -150,12 +150,12 @@ def _projected(z: NDArray[np.float32], pairs: NDArray[np.int64]) -> NDArray[np.f
 def _nearest(pairs: NDArray[np.int64], squared: NDArray[np.float32], bound: NDArray[np.float32]) -> NDArray[np.int64]:
     """Returns the pairs whose second row may be a near row of the first row.
 
-    The near rows of a row are the NEAREST other rows that are nearest to it. They are only known for certain after all
+    The near rows of a row are the other rows nearest to it, NEAREST of them. They are only known for certain after all
     pairs have been given to this function, in several calls.
     pairs: (n, 2) places, no pair twice.
     squared: (n,) the squared distances of the pairs.
-    bound: for each place, an upper bound of the squared distances of its near rows. The function makes an element
-    smaller if the pairs show that it can be smaller.
+    bound: for each place, an upper bound of the squared distances of its near rows. The function lowers
+    elements in place where the pairs give a smaller bound.
     """
     near = squared <= bound[pairs[:, 0]]
     pairs, squared = pairs[near], squared[near]
@@ -228,7 +228,7 @@ def _all_near(
 def _listed_near(
     z: NDArray[np.float32], unique: NDArray[np.int64], farthest: float
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yields near pairs as `_all_near` does, but may miss some, as a row is only compared with rows in a few lists.
+    """Yields near pairs like `_all_near`, but may miss some, because a row is only compared with rows in a few lists.
 
     The lists are the PROBES inverted lists nearest to the row. In them, the row is paired with up to NEIGHBOURS rows,
     the nearest ones.

@@ -36,7 +36,7 @@ class PreparedImage:
     pixels: (S, S, 3) uint8 from `preprocessing.pixels`; None if the features are looked up in the index.
     mirrored: the pixels of the mirror image, (S, S, 3) uint8, if it is searched for too.
     whole: False if the pixels are only a part of the picture.
-    weights_sha256: SHA-256 of the weights of the model whose input the pixels are.
+    weights_sha256: SHA-256 of the weights of the model for which the pixels were prepared.
     vector: (D,) float32, given instead of a picture.
     """
 

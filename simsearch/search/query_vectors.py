@@ -241,8 +241,8 @@ class QueryResolver:
         """Returns a query's (v, D) vectors, each moved towards `plus` and away from `minus`.
 
         If one of the query's images has an error, returns the error.
-        found: the features of each image without an error, first those of the image, then those of its mirror image.
-        failed: the error of each other image. The keys of both are the values of Python's `id()` for the images.
+        found: the features of each image without an error: first of the image, then of its mirror image.
+        failed: the errors of the other images. In `found` and `failed`, an image's key is Python's `id()` of it.
         """
         for image in (query.image, *query.plus, *query.minus):
             if id(image) in failed:

@@ -34,8 +34,8 @@ class Near(NamedTuple):
 
     squared: (m,) their squared distances in float32, ascending.
     places: (m,) their places in the buffer.
-    best: the k-th smallest squared distance in float32, among those of all rows in the buffer and the `others` that
-    were given to `RowBuffer.near`; inf if there are fewer than k distances.
+    best: the k-th smallest squared distance in float32 of the rows in the buffer and the rows in `others`, an argument
+    of `RowBuffer.near`, together; inf if there are fewer than k distances.
     """
 
     squared: NDArray[np.float32]
@@ -88,7 +88,7 @@ class RowBuffer:
 def within_rounding(best: float, rounding: float) -> float:
     """Returns the squared distance beyond which a row is certainly farther away than a row at `best`.
 
-    Both are squared distances in float32, which have rounding errors. rounding: from `relative_rounding`.
+    `best` and the result are squared float32 distances, which have rounding errors. rounding: from `relative_rounding`.
     """
     return best * (1 + 4 * rounding) + TINY
 

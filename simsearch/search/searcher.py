@@ -231,9 +231,9 @@ def merge(variants: Sequence[Neighbours], left_out: Sequence[int], complete: boo
     """Merges the neighbours of a query's vectors: keeps the smallest distance of each row, drops the rows `left_out`.
 
     variants: for each of the query's vectors, a list of its neighbours, nearest first.
-    complete: True if each list has all rows. False if each list has only the rows nearest to its vector: a row that is
-    missing from a list is then at least as far from this vector as the last row of the list. Rows are dropped if their
-    smallest distance is beyond the end of a list, because they may be nearer to the vector of that list.
+    complete: True if each list has all rows. False if each list has only the rows nearest to its vector. Each
+    distance that is missing from a list is then unknown, but at least the last distance in the list. So rows are
+    dropped if their smallest known distance is larger than the smallest of the lists' last distances.
     """
     if len(variants) == 1:
         near = variants[0]

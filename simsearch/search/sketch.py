@@ -127,7 +127,7 @@ class Sketch:
         return len(self._odd)
 
     def shares(self, queries: NDArray[np.float32], distances: list[float]) -> list[float]:
-        """Returns two fractions of all rows: those that the narrow codes and those that the wide codes do not exclude.
+        """Returns two fractions of all rows: rows not excluded by narrow codes, and rows excluded by neither code.
 
         queries: (nq, D), over which the fractions are averaged.
         distances: for each query, the distance of its k-th neighbour.
@@ -241,7 +241,7 @@ class Sketch:
         return self._finish(query, rows, self._wide_squares(query, rows), known, task)
 
     def _limit(self, query: _Query, distance: float) -> float:
-        """Returns the largest squared distance from the query's narrow code to that of a row within `distance`.
+        """Returns the largest squared distance of narrow codes between the query and a row within `distance` of it.
 
         The narrow code of an odd row (see `odd`) can be farther away.
         """

@@ -203,7 +203,7 @@ def _seconds(rows: int, dimension: int, widths: tuple[int, int], narrow: float, 
 
 
 def _measure(made: Sketch, flat: FlatIndex, live: NDArray[np.int64]) -> list[float]:
-    """Measures two fractions of all rows: those that the narrow codes and those that the wide codes do not exclude.
+    """Measures two fractions of all rows: rows not excluded by narrow codes, and rows excluded by neither code.
 
     The fractions are averages over searches for the K neighbours of QUERIES random items.
     """

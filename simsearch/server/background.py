@@ -45,7 +45,7 @@ class BackgroundWork(Generic[J, R]):
         self._stopped = False
 
     def stop(self) -> None:
-        """Ends the running job at its next call of `step`, and each job that starts later at its first call."""
+        """Ends the running job at its next call of `step`. A job that starts later ends at its first call of `step`."""
         self._stopped = True
 
     def close(self) -> None:

@@ -71,7 +71,7 @@ class ReceivedBytes:
                 wait.reschedule(end)
 
     def end_slowest(self) -> bool:
-        """Gives up the body that has been arriving for the longest time, if that is more than `SLOW_SECONDS`.
+        """Gives up the body that has been arriving for the longest time, if this time exceeds `SLOW_SECONDS`.
 
         Returns False if there is no such body.
         """

@@ -63,7 +63,7 @@ class Run:
 class _Removed:
     """The items that a clean-up removed from an index.
 
-    identity: `Index.identity`, which tells the index from another index that is later put at its path.
+    identity: `Index.identity`; it differs if another index is later put at the same path.
     compactions: how often the index had been compacted before the items were removed. After another compaction, the
     items cannot be put back, because their features are gone.
     """

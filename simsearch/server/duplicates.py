@@ -293,7 +293,7 @@ class Duplicates:
     # -- checks
 
     def _check_allowed(self, allowed: str) -> None:
-        """Raises ApiError if the service may not move files. allowed: the methods that the error offers instead."""
+        """Raises ApiError if the service may not move files. allowed: the Allow header of the error."""
         if self.service.settings.cleanup is None:
             message = "this service moves no files; `simsearch serve --writable --allow-cleanup` does"
             raise ApiError(405, "cleanup_off", message, {"allow": allowed})

@@ -119,7 +119,7 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 
 
 def _methods(request: Request) -> list[str]:
-    """Returns the HTTP methods that the request's path allows, to be listed in the error about another method.
+    """Returns the HTTP methods that the request's path allows, for the error if a request uses another method.
 
     Starlette's own error lists only the methods of the first route at this path.
     """

@@ -135,7 +135,7 @@ class Items:
 
 
 def check_writable(service: SearchService, allowed: str) -> None:
-    """Raises ApiError if the service may not change its indexes. allowed: the methods that the error offers instead."""
+    """Raises ApiError if the service may not change its indexes. allowed: the Allow header of the error."""
     if not service.settings.writable:
         message = "this service is read-only; `simsearch serve --writable` is not"
         raise ApiError(405, "read_only", message, {"allow": allowed})

@@ -83,8 +83,8 @@ class MapMaker:
     def find(self, served: ReloadableIndex, again: bool = False) -> Known | MapJob:
         """Returns the map if there is one, else the job that draws it.
 
-        again: True to draw a new map if the index has changed since the last one was drawn. The last map is still
-        returned before the time `Known.until`, and if this service cannot draw maps of the index.
+        again: True to draw a new map if the index has changed since the last one was drawn. Even then, the last map is
+        returned if the time `Known.until` has not come yet, or if this service cannot draw maps of the index.
         Raises ApiError if there is no map and this service cannot draw one, or if too many maps are being drawn.
         """
         key, known, stale, refusal = served.run(self._look_up)

@@ -98,8 +98,8 @@ class Found:
     limit: the threshold of the comparison.
     complete: False if not all pairs were compared. seconds: the duration of the comparison. at: the monotonic time at
     the end of the comparison.
-    copies: has an entry for each pair that was compared by its pixels so far, True if the two are copies. A key is
-    (kept id, other id): the item of a group that `DEFAULT_RULE` keeps, and another item of the group.
+    copies: for each pair of items whose pixels have been compared so far, True if they are copies. A key is (kept id,
+    other id): the item of a group that `DEFAULT_RULE` keeps, and another item of the group.
     """
 
     generation: int
@@ -267,7 +267,7 @@ def _without_gone(engine: Engine, reader: ItemReader, found: Found, allowance: A
 def _linked_still(
     engine: Engine, reader: ItemReader, numbers: Sequence[int], limit: Threshold, allowance: Allowance | None
 ) -> list[Group]:
-    """Returns the groups that are left of a group after the removal of items: none, one or several.
+    """Returns the groups that the remaining items of a group form after a removal of items: none, one or several.
 
     numbers: the ids of the remaining items. limit: the threshold. allowance: see `GroupFinder`.
     """

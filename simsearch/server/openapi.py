@@ -96,7 +96,7 @@ def named(document: Schema) -> Schema:
 
 
 def _key(schema: Schema) -> str:
-    """Returns a text by which schemas are compared; it is the same for a schema and FastAPI's version of it.
+    """Returns a text for comparing schemas. A schema and FastAPI's version of the same schema have the same text.
 
     FastAPI turns some integers into floats, and leaves nulls out of examples. So all numbers are converted to floats,
     and the examples are left out.

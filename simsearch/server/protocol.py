@@ -216,7 +216,7 @@ class DeadlineProtocol(H11Protocol):
         return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
 
     def _update_deadline(self) -> None:
-        """Starts the deadline if the service waits for something that has one, else cancels it.
+        """Starts the deadline if the service waits for something that has a deadline; otherwise cancels the deadline.
 
         The head of a request has a deadline, and so has the rest of a body that the service will throw away.
         Bytes that arrive do not extend a deadline that has been started.

@@ -36,7 +36,7 @@ class _Lease:
 
 
 class ReloadableIndex:
-    """An index of the service, which is opened again when another index has taken its place at its path.
+    """An index of the service. If another index is put at its path, that one is opened and used from then on.
 
     reloaded: called each time after another index has been opened.
     """

@@ -110,7 +110,7 @@ async def _read_form(request: Request) -> tuple[Texts, bytes, str]:
 
 
 def _no_image(form: FormData) -> str:
-    """Returns the message about a form without an image, with what it has instead."""
+    """Returns the message about a form without an image; the message says what the form has instead."""
     if "image" in form:
         return "the field image is text, not a file; curl sends a file with -F image=@PATH"
     names = [name[:40].encode("utf-8", "replace").decode() for name in dict.fromkeys(form)]

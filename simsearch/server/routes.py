@@ -29,7 +29,7 @@ from simsearch.server.status import Status
 
 
 def _whole(value: Any) -> Any:
-    """Returns a parameter's value unchanged. Raises PydanticKnownError for 1_0, 1.0 and +1, which pydantic accepts."""
+    """Returns a parameter's value unchanged. Raises PydanticKnownError for 1_0, 1.0 and +1, unlike pydantic itself."""
     if isinstance(value, str) and not re.fullmatch("-?[0-9]{1,19}", value):
         raise PydanticKnownError("int_parsing")
     return value

@@ -45,7 +45,7 @@ def unknown(name: str, known: Sequence[str]) -> str:
 class Body(BaseModel):
     """The body of a request. Values are not converted: neither "1" nor true is a whole number.
 
-    must_be: for each field, the error message without the name of the field at its start.
+    must_be: for each field, the end of the error message "FIELD must be ...", that is, without the field's name.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")

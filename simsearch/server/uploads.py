@@ -26,8 +26,8 @@ from simsearch.storage.folder import Folder
 class Uploads:
     """Adds and removes items, one at a time, since only one thread of one process may write to an index.
 
-    An upload appends a line to the manifest without reading the other lines, except for the first upload of a process.
-    So the time for an upload does not depend on the number of lines.
+    The first upload of a process reads the whole manifest. Later uploads of new images only append a line to it, so
+    their time does not depend on the number of lines.
     """
 
     def __init__(self) -> None:

@@ -104,7 +104,8 @@ class Connections:
         """Yields a connection for one durable transaction: commits at the end, or rolls back on an exception.
 
         Switches a database without a write-ahead log to one. Older versions created such a database if a call of the
-        system failed at that moment, and a kill would leave it with a journal file, with which it cannot be opened.
+        system failed at that moment. If a process is killed while it writes to such a database, it leaves a journal
+        file, and then the database cannot be opened.
         """
         with self.borrow() as connection:
             if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):

@@ -197,7 +197,7 @@ class Database:
         """Records a source of images, or updates the options of a source that is recorded already; returns the record.
 
         kind, root: the kind of the source and its path or address.
-        index: the absolute path of the index. A root that is a path is also recorded relative to it.
+        index: the absolute path of the index. If `root` is a path, it is also recorded relative to the index.
         options: the settings of builds for this source.
         absorbed: (number, path relative to `root`) of each recorded source that lies inside this source. The items of
         these sources become items of this source.
@@ -221,7 +221,7 @@ class Database:
         """Changes the root (the path or address) of a source. Raises UsageError if another source has this root.
 
         source: the number of the source.
-        index: the absolute path of the index. A root that is a path is also recorded relative to it.
+        index: the absolute path of the index. If `root` is a path, it is also recorded relative to the index.
         """
         relative = os.path.relpath(root, index) if os.path.isabs(root) else root
         with self._connections.transaction() as connection, checksums.kept(connection):

@@ -84,8 +84,8 @@ class DatabaseFile:
         SQLite opens the files, and again afterwards. If it has changed, the connection is closed, and another attempt
         is made. The path `/proc/self/fd/N` would not help, because SQLite resolves all links in a path first.
 
-        mode: "rw" to read and write, or "ro" to read only. When the last connection to a database is closed and is
-        "rw", SQLite applies the log at the database's path. If the folder was renamed or replaced before, this may be
+        mode: "rw" to read and write, or "ro" to read only. If the last connection to a database is "rw", closing
+        it makes SQLite apply the log at the database's path. If the folder was renamed or replaced before, this may be
         the log of another database. A connection with "ro" never does this.
         first: True if this process has no other connection to the file. Only then is its -shm file checked.
         """
@@ -145,8 +145,8 @@ class DatabaseFile:
 
         Such a file could make SQLite wait forever, or use files elsewhere. A -journal file is never permitted: an index
         is in write-ahead-log mode and needs none, and a journal may name a file that SQLite then deletes.
-        first: True if this process has no other connection to the database. If it has one, the -shm file is not checked
-        again, because closing the file would release SQLite's locks.
+        first: True if this process has no other connection to the database. Otherwise, the -shm file was checked
+        before and is not opened again, because closing it would release SQLite's locks.
         """
         for suffix, beginnings in _NEIGHBOURS.items():
             if suffix == "-shm" and not first:
@@ -249,10 +249,10 @@ class DatabaseFile:
 
 
 def _cut_short(beginning: bytes, whole: bytes) -> bool:
-    """Returns True if a file has only the first 1 to 3 bytes of `whole`, the 4 bytes that SQLite begins the file with.
+    """Returns True if a file consists of only the first 1 to 3 bytes of `whole`.
 
     A process that was killed may leave such a file. It does no harm, because SQLite overwrites it.
-    beginning: the first 4 bytes of the file, or all bytes of a shorter file.
+    beginning: the first 4 bytes of the file, or all bytes of a shorter file. whole: the first 4 bytes of an uncut file.
     """
     return 0 < len(beginning) < 4 and whole.startswith(beginning)
 

@@ -80,7 +80,7 @@ class FeatureFiles:
         self._open_rows = 0
 
     def after(self, compactions: int) -> FeatureFiles:
-        """Returns the feature files of the same index once it has been compacted `compactions` times in total."""
+        """Returns the feature files of the same index after `compactions` compactions in total."""
         return FeatureFiles(self.folder, self.dimension, self.rows_per_shard, compactions)
 
     def name(self, shard: int) -> str:
@@ -95,8 +95,8 @@ class FeatureFiles:
         """Opens the files of the first `rows` rows, so that they stay readable after `compact` has deleted them.
 
         Returns True if all these files are open now. Also returns True if the process reaches its limit of open files:
-        then this call keeps no further file open, and `open` opens each file by its name when it is read. Returns False
-        if a file cannot be opened for another reason, for example because a compaction has already deleted it.
+        then this call closes the files that it opened, and `open` opens each file by its name when it is read. Returns
+        False if a file cannot be opened for another reason, for example because a compaction has already deleted it.
         Raises IndexDamagedError if the rows take more than 1 GiB and a file has holes, which are parts that were never
         written. simsearch never writes files with holes, and a search in such a file would take far longer than the
         file's size on disk suggests, because holes are read as zeros.

@@ -146,7 +146,7 @@ ORDERED = "simsearch_ordered"
 def _ordered(value: Any) -> float | int | None:
     """Returns an item's value as the number that `<` and `>` compare; None if the value is not a number.
 
-    A decimal text such as "1.50" counts as a number. Items whose value is None here do not meet the condition.
+    A decimal text such as "1.50" counts as a number. For None, every comparison with a number is false.
     """
     if isinstance(value, str):
         return float(value) if _DECIMAL.fullmatch(value) else None
@@ -200,7 +200,7 @@ def check_fields(connection: sqlite3.Connection, wanted: Iterable[Condition], fo
     There are two such mistakes: a field that no item's metadata has, and a text after <, >, <= or >= although all
     values of the field in the metadata are numbers.
     If no item was found, all conditions are checked. If items were found, only the conditions with "!=" are checked,
-    because all items meet such a condition if the field's name is misspelt: they do not have this field.
+    because all items meet such a condition if its field is misspelt and so no item has this field.
     wanted: the conditions. found: the number of items that meet all conditions.
     """
     for condition in wanted:

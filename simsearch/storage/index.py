@@ -191,7 +191,7 @@ class Index:
             }
 
     def _counts(self, reader: Reader) -> tuple[dict[int, int], dict[str, int]]:
-        """Returns the numbers of items by source and by label; counts all items once for each state of the index."""
+        """Returns the numbers of items by source and by label; counts again only if the index has changed."""
         generation = reader.state("generation")
         counted = self._counted
         if counted[0] != generation:

@@ -67,8 +67,8 @@ class IndexModel:
         For up to `registry.FEW` images, the model is loaded in a way that starts faster but computes more slowly. It is
         loaded again at the first call for more images.
         expected: the number of images to compute; None if unknown. threads: True if several threads will use the model.
-        Raises UsageError if the weights file is missing, ModelMismatchError if it is not the one that made the index,
-        and IndexDamagedError if its principal components are missing or damaged.
+        Raises UsageError if the weights file is missing, ModelMismatchError if the index was made with other weights,
+        and IndexDamagedError if the principal components of the index are missing or damaged.
         """
         with self._lock:
             many = expected is None or expected > registry.FEW

@@ -61,8 +61,8 @@ class _Budget:
 def connect(uri: str, path: Path) -> Connection:
     """Opens a database that may come from a stranger, with limits on what its statements may do. Raises sqlite3.Error.
 
-    uri: the file as SQLite opens it, with the mode ("file:…?mode=ro").
-    path: the path of the same file, whose size determines how much work a statement may do.
+    uri: the URI of the database file, with the mode ("file:…?mode=ro").
+    path: the path of the same file. The size of the file determines how much work a statement may do.
     """
     connection = sqlite3.connect(
         uri, uri=True, timeout=60, isolation_level=None, check_same_thread=False, factory=Connection

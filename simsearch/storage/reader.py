@@ -304,7 +304,7 @@ class Reader:
         return [] if found == ["ok"] else found
 
     def checksum_problems(self) -> list[str]:
-        """Compares the recorded checksums with the rows of the database; returns a message for each that differs."""
+        """Returns a message for each recorded checksum that does not match the rows of the database."""
         return checksums.problems(self._connection)
 
 

@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 def check(roots: Mapping[str, str], known: Sequence[SourceRow]) -> None:
-    """Checks the current locations that the caller gives for sources, and permits reading those on other machines.
+    """Checks the current locations that the caller gives for sources, and permits reading locations on other machines.
 
     An index may come from a stranger, so simsearch reads its sources on other machines only with permission. A caller
     who gives a location on another machine permits reading it.
     roots: the current location of each source that has moved, by its recorded root. The key may be "" if there is only
     one source. known: all recorded sources.
     Raises UsageError if a key is not a recorded root, if the key is "" but there are several sources, or if there is no
-    file or folder at a location. If the source was recorded on another machine, its new location may be on another
-    machine, too, and is then not looked up.
+    file or folder at a location. A source recorded on another machine may be given a location on another machine;
+    such a location is not looked up.
     """
     hint = f"its sources: {', '.join(row.root for row in known)}"
     for old, new in roots.items():
@@ -48,10 +48,9 @@ def may_exist(kind: str, root: str) -> bool:
 def location_of(row: SourceRow, roots: Mapping[str, str], index: Path) -> str:
     """Returns the current location of a source.
 
-    If `roots` has a location for the source, returns this location. If `roots` has only other sources, returns the
-    recorded root. If `roots` is empty, returns the recorded root, too, unless nothing exists there any more. In that
-    case the source may have been moved together with the index, so its recorded path relative to the index is returned
-    if something exists at that path.
+    If `roots` has a location for the source, returns this location. Otherwise returns the recorded root, with one
+    exception: `roots` is empty and the recorded root no longer exists. Then the source may have been moved together
+    with the index, so its recorded path relative to the index is returned if something exists at that path.
     roots: see `check`. index: the path of the index.
     """
     if roots:

@@ -37,7 +37,7 @@ def verify(index: OpenIndex, progress: Callable[[int, int], None] = lambda done,
     """Checks that the files of an index are intact and agree with each other. Reads all features once.
 
     Readers and a writer can continue meanwhile. If problems are found and the index was compacted meanwhile, the check
-    starts again, because the problems may only come from files that the compaction has replaced.
+    starts again, since the cause may be just that the compaction has replaced files.
     progress: called with the number of rows checked and their total.
     Raises UsageError for a Milvus collection.
     """

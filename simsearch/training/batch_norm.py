@@ -67,10 +67,10 @@ def adopt(network: nn.Module, batches: Sequence[Tensor]) -> None:
     Afterwards, each layer gives its former outputs divided by one number, the root mean square of its channels'
     standard deviations. The next layer's normalisation cancels the division, with two exceptions. Local response
     normalisation depends on the scale of its input, so the directions of the features change a little. The classifier
-    has no normalisation, so its logits change as the features are divided.
+    has no normalisation, so dividing the features changes its logits.
     The weights of each layer are scaled to standard deviation sqrt(2 / fan in), because the effect of a learning rate
-    depends on the size of the weights. The outputs do not change, because the layer's own normalisation cancels the
-    scaling.
+    depends on the size of the weights. This scaling does not change the outputs, because the layer's own normalisation
+    cancels it.
     """
     layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and n != "classifier"}
     sums: dict[str, list[Tensor]] = {name: [] for name in layers}

@@ -227,5 +227,5 @@ def change(config: TrainConfig, changes: list[str]) -> TrainConfig:
 
 
 def setting_hint(name: str, value: object) -> dict[str, str]:
-    """Returns the two hints of an error to set a setting to a value: for Python, and for the command line."""
+    """Returns an error's hints that advise to set a setting to a value: for Python, and for the command line."""
     return {"hint": f"{name}={value}", "shell_hint": f"--set {name}={value}"}

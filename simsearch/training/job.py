@@ -28,7 +28,7 @@ class TrainingJob:
     sources: folders, archives or tables of labelled images; equal labels in several sources are one class.
     output: the weights file to write, `.safetensors`.
     architecture: the network, a key of `config.PRESETS`.
-    validation: sources to validate on. If there are none, the fraction `held_out` of each class is held out for that.
+    validation: sources to validate on. If there are none, the fraction `held_out` of each class is held out instead.
     start: weights to start from, a file or a model's name. The classifier is replaced if the classes are different.
     freeze: the part that is not trained: "none", "convolutions", or "features" (everything except the classifier).
     names: names of the classes, by label. exclude: glob patterns of paths to leave out.

@@ -70,8 +70,8 @@ def peak_loss(features: Tensor) -> Tensor:
 def _nearness(features: Tensor, temperature: float) -> Tensor:
     """Returns the nearness of each pair of images: (B, B), higher for smaller Euclidean distances.
 
-    It is minus half the squared distance, in units of the mean squared norm, divided by the temperature. The mean is
-    part of the computation of gradients, because a loss could otherwise shrink all features to zero.
+    It is minus half the squared distance, in units of the mean squared norm, divided by the temperature. Gradients
+    also flow through this mean, because a loss could otherwise shrink all features to zero.
     """
     features = features.float()
     squared = features.square().sum(1)

@@ -1,6 +1,6 @@
 """An optimizer for convolution kernels that changes a kernel equally fast in all directions.
 
-Jordan et al.: "Muon: An optimizer for hidden layers", 2024. The momentum of a kernel, as a matrix, is made orthogonal
+Jordan et al.: "Muon: An optimizer for hidden layers", 2024. A kernel's momentum, seen as a matrix, is made orthogonal
 before it is applied. So directions with rare gradients are learned as fast as others. An orthogonal matrix is usually
 computed by singular value decomposition; here a polynomial is applied a few times instead (Newton-Schulz iteration).
 """

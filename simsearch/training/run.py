@@ -169,7 +169,7 @@ def gather(
 ) -> tuple[TrainingSet, TrainingSet | None, Preprocessing]:
     """Lists and decodes the images of a job; returns training set, validation set (or None) and preprocessing.
 
-    Raises UsageError if all training images have the same label, or if the validation images have only other labels.
+    Raises UsageError if all training images have the same label, or if no validation image has one of their labels.
     """
     recipe = start.card.recipe if start else recipe_for(job.architecture, job.config.image_size)
     images = labelled.list_labelled(job.sources, job.exclude, lambda text: _note(log, text))
@@ -273,7 +273,7 @@ def build(
 
 
 def _device(name: str) -> torch.device:
-    """Chooses the device of this process. Raises UsageError if not every process of torchrun can have its own GPU."""
+    """Chooses the device of this process. Raises UsageError if processes of torchrun would have to share a GPU."""
     chosen = choose_device(name)
     processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if processes > 1 and chosen.startswith("cuda:"):

@@ -54,8 +54,8 @@ class TrainingState:
     """A network in training, with its optimizer, its progress and the pruning of its weights, all on `device`.
 
     window: (4,) float64, sums of loss, top-1 hits, top-5 hits and images since the last row of the log.
-    average: means of the weights over the last epochs, by name. It is empty before these epochs, and if the
-    configuration asks for no average.
+    average: means of the weights over the last epochs, by name. It is empty before these epochs, and
+    always empty if the configuration asks for no average.
     """
 
     def __init__(self, network: Network, config: TrainConfig, steps_per_epoch: int, device: torch.device) -> None:
@@ -93,7 +93,7 @@ class TrainingState:
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup)))
 
     def slower_hint(self) -> dict[str, str]:
-        """Returns the hints for a training that has diverged: to set a third of its learning rate."""
+        """Returns the hints for a training that has diverged: to repeat it with a third of the learning rate."""
         return setting_hint("learning_rate", f"{self.config.learning_rate / 3:.2g}")
 
     def update_schedule(self, error: float) -> None:

@@ -159,8 +159,8 @@ def matching(rows: Iterable[Sequence[Any]], wanted: Sequence[Condition], roots: 
 def check_metadata(metadata: Iterable[dict[str, Any]], wanted: Sequence[Condition], found: int) -> None:
     """Raises UsageError if a condition on metadata must be a mistake; see `storage.filters.check_fields`.
 
-    metadata: the metadata of every item in the collection. found: the number of items that meet all conditions. If it
-    is not 0, only conditions with "!=" are checked, because all items meet such a condition if its field is misspelt.
+    metadata: the metadata of every item in the collection. found: the number of items that meet all conditions. If
+    there are any, only conditions with "!=" are checked: all items meet such a condition if its field is misspelt.
     """
     with contextlib.closing(sqlite3.connect(":memory:")) as database:
         database.execute("CREATE TABLE items (metadata TEXT)")

@@ -61,8 +61,8 @@ class _Flat:
         """Finds exactly the k nearest items to each of (nq, D) queries, and the items that tie with the k-th.
 
         permitted: the items to search; None for all.
-        Raises UsageError if the collection has an approximate index, unless `permitted` has at most DIRECT items: these
-        are all fetched, and so searched exactly.
+        Raises UsageError if the collection has an approximate index, and `permitted` is None or has more than DIRECT
+        items. Otherwise, all permitted items of such a collection are fetched, and so searched exactly.
         """
         kind = self.reader.collection.kind
         if kind not in EXACT and (permitted is None or len(permitted) > DIRECT):
@@ -184,7 +184,7 @@ class MilvusIndex:
             raise
 
     def identity_now(self) -> tuple[int, ...]:
-        """Returns `identity`, which never changes: every push into the collection is seen without opening it again."""
+        """Returns `identity`. It never changes: an open collection sees every push, and need not be opened again."""
         return self.identity
 
     def close(self) -> None:

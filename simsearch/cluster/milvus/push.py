@@ -56,7 +56,7 @@ class PushOptions:
 
     kind: the kind of index for the features in a new collection, one of `index_kinds.KINDS`; None to choose it by the
     number of items. parameters: for building that index. storage: the type of the features; "float16" needs Milvus 2.4
-    or later; None for "float32" in a new collection, and for the present type in an existing one.
+    or later; by default, "float32" in a new collection, and the present type in an existing one.
     replace: True to drop the existing collection first. progress: called with (items compared, items in all).
     """
 

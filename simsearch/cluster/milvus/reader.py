@@ -277,7 +277,7 @@ def _item(row: Mapping[str, Any]) -> Item:
 def _options(outside: object = False) -> dict[str, Any]:
     """Returns the value of `SourceRow.options` for a source of the collection.
 
-    outside: the value that the collection stores for the source after its root, if any. True if pictures of the source
-    may lie outside its folder.
+    outside: True if pictures of the source may lie outside its folder. The collection stores this value, if at all,
+    behind the root of the source.
     """
     return {"outside": True} if outside is True else {}

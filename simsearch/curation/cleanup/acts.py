@@ -1,9 +1,9 @@
 """Moves a duplicate, puts it into the trash, or replaces it by a hard link.
 
 1. The action is written to the journal.
-2. The duplicate is renamed to its new path. If it is replaced by a hard link or moved to another file system, it is
-renamed to a temporary path (`Entry.aside`) instead; the copy on the other file system has been made before. Renaming
-loses no data, even if another process has just changed the file.
+2. The duplicate is renamed to its new path. For a hard link, or a move to another file system, it is renamed to a
+temporary path (`Entry.aside`) instead; for such a move, it is first copied to the other file system. Renaming loses no
+data, even if another process has just changed the file.
 3. The duplicate and the picture to keep are checked again. If one of them has changed or is gone, the duplicate is
 renamed back. There are two possible causes. Another process may have changed the files. Or both paths lead to the same
 file, for example through two mounts that show different inodes, so that step 2 has renamed the picture to keep.
@@ -46,8 +46,8 @@ class Task:
 
     path: absolute path of the duplicate. digest: SHA-256 of its content when it was indexed.
     original: the picture that is kept.
-    target: for a move, the new path of the file. into: for a move, the folder that files are moved to. `target` lies in
-    it or in a subfolder, which may have to be created.
+    into: for a move, the folder that files are moved to.
+    target: for a move, the new path of the file, in `into` or in a subfolder. The subfolder need not exist yet.
     """
 
     path: str
@@ -103,11 +103,10 @@ def act(task: Task, do: str, journal: Journal) -> int:
 
 
 def _places(task: Task, do: str, facts: os.stat_result) -> Iterator[tuple[str, str, str]]:
-    """Yields (path, record, folder) for each path that the file could get, the preferred path first.
+    """Yields (path, record, folder) for each possible new path of the file, the preferred path first.
 
-    For a move, path is a free path, and folder is `task.into`. For the trash, path is a free path in the trash, and
-    record is the path of the small file that records the old path (see `trash`). For a hard link, path is the file's
-    own path. A record or folder that is not mentioned here is "".
+    For a move: a free path, "" and `task.into`. For the trash: a free path in the trash, the path of the small file
+    that records the old path (see `trash`), and "". For a hard link: the file's own path, "" and "".
     do: the action. facts: the `os.stat` result of the file.
     """
     if do == "hardlink":

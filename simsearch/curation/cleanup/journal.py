@@ -3,9 +3,9 @@
 The first line describes the run. `{"n": 1, "do": "move", …}` announces an action, with all data that `restore` needs.
 It is on disk before the action begins. `{"n": 1, "done": true}` follows when the action is complete, or `{"n": 1,
 "failed": "why"}` if it failed and was undone.
-If a file was moved to another file system, `restore` puts it back and then deletes the copy there. Before both, it adds
-`{"n": 1, "returning": true}`. If it is killed in between, this line tells the next `restore` that it may delete the
-copy.
+If a file was moved to another file system, `restore` puts it back and then deletes the copy there. Before these two
+steps, `restore` adds the line `{"n": 1, "returning": true}`. If `restore` is killed between the two steps, this line
+tells the next `restore` that it may delete the copy.
 """
 
 from __future__ import annotations

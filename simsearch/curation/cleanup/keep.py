@@ -63,8 +63,8 @@ class KeepRule:
         """Returns the position in `members` of the member to keep; None if the rule permits none of them.
 
         A link is never chosen. A picture of the user's index in an archive or a table is only chosen if the rule
-        permits no separate file. If the user's index is compared with another one, this does not apply to pictures of
-        the other index. Of equally good members, the first is chosen.
+        permits no separate file. This does not apply to another index that the user's index is compared with: its
+        pictures are chosen like separate files. Of equally good members, the first is chosen.
         """
         places = [place for place, member in enumerate(members) if self.permits(member)]
         if any(is_file(members[place]) for place in places):

@@ -21,8 +21,8 @@ from simsearch.search.duplicates import Member
 class Decision:
     """The decision about a member of a group.
 
-    action: "keep", "leave", one of `journal.ACTIONS`, or "copy". With "copy", the member is a duplicate that nothing is
-    done with, because the user asked for no action.
+    action: "keep", "leave", one of `journal.ACTIONS`, or "copy": a duplicate that stays, because the user asked for no
+    action.
     reason: the reason for "leave". target: the new path, for a move.
     """
 

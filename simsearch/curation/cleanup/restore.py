@@ -1,8 +1,8 @@
 """Undoes the actions in a journal, even if the clean-up or an earlier `restore` was killed.
 
 For each action, the journal tells the paths at which the content of the file may be: the old path, the new path, a
-temporary path and, for a hard link, the path of the picture that was kept. A file is put back from one of these paths
-where the recorded content is found. A copy is deleted only after the same content was read at the file's old path.
+temporary path and, for a hard link, the path of the picture that was kept. A file is put back from one of these paths,
+if the recorded content is found there. A copy is deleted only after the same content was read at the file's old path.
 Calling `restore` again has no further effect.
 """
 

@@ -48,8 +48,7 @@ def carry_out(plan: Plan, index: str, journal: Path | None = None, progress: Pro
     further file is acted on, and the report is returned.
     index: the name of the index, for the journal. journal: the path of the new journal; None for `journal_path()`.
     Raises UsageError if the plan needs a trash and this system has none, if the path to move files to is not a folder,
-    or if the journal cannot be written. If some actions were carried out before the journal could not be written, the
-    journal contains them.
+    or if the journal cannot be written. Actions carried out before that error are in the journal.
     """
     report = Report(plan)
     if plan.action == "trash":

@@ -69,10 +69,9 @@ def _home_trash() -> str:
 
 
 def _above_trash(folder: str) -> str:
-    """Returns the folder that is, or contains, the trash of a file system and lies directly in its mount point.
+    """Returns the folder directly in the mount point for a file system's trash: `.Trash` or `.Trash-UID`.
 
-    folder: the trash of the file system. If it is `.Trash/UID` in the mount point, the result is `.Trash`. If it is
-    `.Trash-UID`, the result is the same folder.
+    folder: the trash. For `.Trash/UID` in the mount point, the result is `.Trash`; for `.Trash-UID`, it is `folder`.
     """
     return os.path.dirname(folder) if os.path.basename(os.path.dirname(folder)) == ".Trash" else folder
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def with_mask(image: Image.Image, file: IO[bytes]) -> Image.Image:
-    """Returns a loaded icon; if its alpha is 0 everywhere, with the alpha that its mask of one bit per pixel gives.
+    """Returns a loaded icon. If its alpha is 0 everywhere, the alpha comes from its mask, which has one bit per pixel.
 
     A mask that hides all pixels is ignored.
     """
@@ -37,7 +37,7 @@ def with_mask(image: Image.Image, file: IO[bytes]) -> Image.Image:
 
 
 def _mask(file: IO[bytes], start: int, size: tuple[int, int]) -> np.ndarray:
-    """Reads a mask, (H, W), which follows the pixels; 1 is transparent. start: offset of the pixels, of 32 bits."""
+    """Reads an icon's mask, (H, W); 1 is transparent. start: offset of the 32-bit pixels, which the mask follows."""
     width, height = size
     row = (width + 31) // 32 * 4
     file.seek(start + 4 * width * height)

@@ -32,7 +32,7 @@ _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 class _Structure(NamedTuple):
     """The structure of a JPEG, from its markers.
 
-    complete: True if no whole scan is missing. The headers of the scans in the file then announce all bits of all
+    complete: True if no whole scan is missing: the headers of the scans in the file announce all bits of all
     coefficients. The end of the last scan may still be missing.
     units: number of minimum coded units (MCU), the blocks of the picture that are coded together.
     interval: units between two restart markers; 0 if there are no restart markers.
@@ -94,8 +94,8 @@ def _half_size(file: IO[bytes], parts: list[Part]) -> Image.Image:
 def _filling(structure: _Structure, filling: bytes) -> Iterator[bytes]:
     """Yields copies of `filling`, with restart markers between them, to take the place of the missing bytes.
 
-    The copies are enough for a little more than twice the share `MISSING` of the picture. More are not needed. If more
-    of the picture is missing, libjpeg makes the rest grey for every `filling`, but the pixels that differ between two
+    The copies fill a little more than twice the share `MISSING` of the picture. If even more is missing, libjpeg makes
+    the rest grey for every `filling`. Even then, more copies are not needed, because the pixels that differ between two
     fillings already exceed the share `MISSING`.
     """
     units = int(structure.units * MISSING * 2) + 2

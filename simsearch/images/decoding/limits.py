@@ -32,7 +32,7 @@ def file_in_memory(data: bytes) -> io.BytesIO:
 
 
 def counted(file: IO[bytes]) -> IO[bytes]:
-    """Returns an open file on disk in a form whose `read` raises ImageError after too many calls (see `PARTS`)."""
+    """Returns an open file on disk, wrapped so that `read` raises ImageError after too many calls (see `PARTS`)."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     return cast("IO[bytes]", _CountedReads(file, size))
@@ -71,7 +71,7 @@ class _CountedFile(io.BytesIO):
 def check_size(size: tuple[int, int], largest: int) -> None:
     """Raises ImageError for an image without pixels.
 
-    Raises ImageTooLargeError for one of more than `largest` pixels, or with a side over `LARGEST_SIDE`.
+    Raises ImageTooLargeError for an image of more than `largest` pixels, or with a side over `LARGEST_SIDE`.
     """
     width, height = size
     if min(size) <= 0:

@@ -1,4 +1,4 @@
-"""Finds the colours of files whose ICC profile Pillow does not read, or that describe their colours without a profile.
+"""Finds ICC profiles that Pillow does not read, and makes profiles for files that describe their colours by numbers.
 
 BMP and JPEG 2000 can hold a profile. PNG (gAMA, cHRM, cICP), AVIF and HEIC (nclx) can give numbers instead, from which
 a profile is made. HDR (PQ and HLG) is not supported: such pictures keep their values.
@@ -45,9 +45,9 @@ FORMATS = frozenset({"PNG", "BMP", "JPEG2000", "AVIF", "HEIF"})
 
 
 def found_profile(image: Image.Image, file: IO[bytes]) -> bytes | None:
-    """Returns an ICC profile for an opened image that has none; None if it is sRGB, or its colours are not described.
+    """Returns an ICC profile for an opened image that has none; None if its colours are sRGB or not described.
 
-    A PNG's cICP takes precedence over its ICC profile, so a profile is returned for it although the image has one.
+    For a PNG with cICP, a profile is returned even if the image has one, because cICP takes precedence.
     """
     known = bool(image.info.get("icc_profile"))
     if image.format == "PNG":
@@ -90,7 +90,7 @@ _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0
 
 
 def _to_d50(white: np.ndarray) -> np.ndarray:
-    """Returns the matrix that adapts XYZ values under `white` to those under D50, which ICC profiles have."""
+    """Returns the matrix that adapts XYZ values from the white point `white` to D50, that of ICC profiles."""
     factors = (_BRADFORD @ np.array(_D50)) / (_BRADFORD @ white)
     return np.asarray(np.linalg.inv(_BRADFORD) @ np.diag(factors) @ _BRADFORD)
 
@@ -114,7 +114,7 @@ def _profile(tags: dict[bytes, bytes]) -> bytes:
 
 
 def _of_codes(primaries: int, transfer: int) -> bytes | None:
-    """Returns a profile for code points of H.273; None for sRGB and those that are not supported."""
+    """Returns a profile for code points of H.273; None for sRGB and for code points that are not supported."""
     if primaries not in _PRIMARIES or transfer not in _GAMMAS:
         return None
     return made_profile(_PRIMARIES[primaries], _GAMMAS[transfer])
@@ -186,7 +186,7 @@ def _nclx_codes(file: IO[bytes], start: int, end: int) -> Iterator[tuple[int, in
 
 
 def _boxes(file: IO[bytes], start: int, end: int | None) -> Iterator[tuple[bytes, int, int]]:
-    """Yields the name, and the start and end of the content, of the boxes in a part of a file. end: None for all."""
+    """Yields each box in a part of a file: name, start and end of its content. end: None for the end of the file."""
     end = file.seek(0, 2) if end is None else end
     for _ in range(_MOST_BOXES):
         file.seek(start)

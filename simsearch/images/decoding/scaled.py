@@ -37,9 +37,9 @@ def draft(image: Image.Image, shorter_side: int | None) -> None:
 def scaled_rgb(image: Image.Image, shorter_side: int | None) -> Image.Image:
     """Converts a loaded image to RGB, and makes it smaller if it has more than `LARGE_PIXELS` pixels.
 
-    Such an image is scaled down, as long as its shorter side keeps twice the pixels that are needed. If its shorter
-    side is too short for that, a panorama is cut to its middle instead; see `MIDDLE`.
-    shorter_side: the pixels needed along the shorter side. None needs all pixels, so no image is made smaller.
+    Scaling leaves at least twice the pixels that are needed along the shorter side. A large image whose shorter side is
+    too short for that is not scaled; if it is a panorama, it is cut to its middle instead (see `MIDDLE`).
+    shorter_side: the pixels needed along the shorter side; None to keep all pixels of every image.
     """
     if shorter_side is None or image.width * image.height <= LARGE_PIXELS:
         return to_rgb(image, known_top(image))

@@ -278,7 +278,7 @@ class TarSource(Source):
         return file
 
     def _cache_skipped(self, member: tarfile.TarInfo) -> None:
-        """Caches the members between the last member read and `member`, which have to be decompressed anyway."""
+        """Caches members that have to be decompressed anyway: those between the last member read and `member`."""
         end = bisect.bisect_left(self._order, (member.offset_data, ""))
         start = bisect.bisect_left(self._order, (self._position, ""))
         self._position = member.offset_data + 1

@@ -82,7 +82,7 @@ class Listing:
     def skip(self, path: str, head: bytes = b"") -> None:
         """Counts a file in `skipped`, and also in `left_out` if files of its kind, such as videos, are never read.
 
-        head: the file's first bytes, by which its kind is recognised if the extension does not tell it.
+        head: the file's first bytes, which show its kind if the extension does not.
         """
         if (kind := left_out(path, head)) is not None:
             self.leave_out(f"{kind}s, which are not read")
@@ -304,7 +304,7 @@ def spool(member: IO[bytes]) -> IO[bytes]:
 
 
 def file_identity(path: str) -> tuple[Any, ...] | None:
-    """Returns the device and inode of a file, which all its names share; None if the file cannot be found."""
+    """Returns the device and inode of a file, the same for all its names; None if the file cannot be found."""
     try:
         facts = os.stat(path)
     except (OSError, ValueError):

@@ -28,7 +28,7 @@ class ParquetSource(Source):
     Images: bytes in a binary column, or in the field `bytes` of a struct, as Hugging Face writes it. Of several such
     columns, the source uses the one that Hugging Face's schema calls an image, else the column `image`, else the first.
     If there is no such column, it uses a column with lists of images, and adds `/0`, `/1` and so on to their paths.
-    Files: if a struct has no bytes but a `path`, the image is the file at this path, relative to the table's folder.
+    Files: if a struct has a `path` but no bytes, the image is the file at this path, relative to the table's folder.
     Labels: the column `label`, else `class`, else the first column of class labels. Numbers become names if the schema
     has names.
     Metadata: all other columns of text, numbers or booleans, or of lists of them.
@@ -236,7 +236,7 @@ def _value_type(pyarrow: Any, kind: Any) -> Any:
 
 
 def _holds_plain(pyarrow: Any, field: Any) -> bool:
-    """Returns True for a column of text, numbers or booleans, or of lists of them; also for labels in binary."""
+    """Returns True for a column of text, numbers, booleans or lists of them, and for a binary `label` or `class`."""
     types = pyarrow.types
     kind = _value_type(pyarrow, field.type)
     kind = kind.value_type if types.is_dictionary(kind) else kind
@@ -266,7 +266,7 @@ def _class_names(feature: Mapping[str, Any] | None) -> list[str]:
 
 
 def _content(value: Any) -> tuple[bytes | None, str | None]:
-    """Returns the bytes of a row's image and the path of its file, with None for each that the row does not have."""
+    """Returns the bytes of a row's image and the path of its file; each is None if the row does not have it."""
     if isinstance(value, bytes):
         return value, None
     if not isinstance(value, dict):

@@ -148,7 +148,7 @@ class ManifestSource(Source):
 
 
 def _ends_in_quotes(row: Sequence[str]) -> bool:
-    """Returns True if another line would continue a row of a CSV file, because a quotation mark is not closed.
+    """Returns True if a row of a CSV file ends within quotation marks, so that the next line would belong to it.
 
     row: the lines of the row. `csv.reader` does not report this for the last row of a file.
     """
@@ -178,7 +178,7 @@ def _finite(text: str) -> float | str:
 
 
 def label_text(value: Any) -> str | None:
-    """Returns a label, or a list of labels, as text; None if there is no label: None, NaN or empty text."""
+    """Returns a label, or a list of labels, as text; None if the label is None, NaN or empty text."""
     if isinstance(value, list):
         return ", ".join(text for each in value if (text := label_text(each)) is not None) or None
     if value is None or value == "" or value != value:

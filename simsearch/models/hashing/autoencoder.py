@@ -3,7 +3,7 @@
 First, each layer is trained as a restricted Boltzmann machine on the outputs of the layer below, by contrastive
 divergence with one step (Hinton, Osindero, Teh 2006; Hinton & Salakhutdinov: "Reducing the dimensionality of data with
 neural networks", Science 2006). The visible units of the first machine are Gaussian with variance 1; those of the other
-machines are binary. Then the layers become the encoder of an autoencoder, and in reverse its decoder; both are
+machines are binary. Then the layers become the encoder of an autoencoder and, in reverse order, its decoder; both are
 fine-tuned by backpropagation. The code is rounded to 0 and 1 in the forward pass only (Krizhevsky & Hinton, ESANN
 2011). With an optional second loss, distances between codes follow distances between features: see `_distance_loss`.
 

@@ -126,8 +126,8 @@ class AlexNet(Network):
     def activations(self, x: Tensor) -> dict[str, Tensor]:
         """Returns the outputs of layers by name, each after its ReLU.
 
-        "conv5": (B, 256, H, W), the last convolution before pooling. "fc6" and "features": (B, 4096), the two hidden
-        layers.
+        "conv5": (B, 256, H, W), the last convolution, before its pooling.
+        "fc6" and "features": (B, 4096), the two hidden layers.
         """
         conv5 = self.conv[:-1](x)
         fc6 = self.hidden[:3](self.conv[-1](conv5).flatten(1))

@@ -88,7 +88,7 @@ class Graph:
         """Adds a reference to a tensor in the file of weights, and returns the tensor's name.
 
         kind: the NumPy type of the tensor.
-        The graph does not contain the tensor, because ONNX Runtime can then map it from the file into memory.
+        The tensor stays outside the graph, so that ONNX Runtime can map it from the file into memory.
         """
         shape, first, size = self.tensors[name]
         entries = {"location": self.weights_file, "offset": str(first), "length": str(size)}
@@ -106,7 +106,7 @@ class Graph:
         """Returns the finished graph as the content of an ONNX file (a ModelProto).
 
         side: width and height of the input, in pixels.
-        outputs: the shape of each output without the batch, by the output's name; for a vector, only its length.
+        outputs: the outputs' shapes by name, without the batch dimension; for a vector, only its length.
         """
         graph = b"".join(message_field(1, node) for node in self.nodes) + text_field(2, self.name)
         graph += b"".join(message_field(5, tensor) for tensor in self.initializers)
@@ -176,9 +176,9 @@ def classifier(graph: Graph) -> None:
 
 
 def alexnet_outputs(config: AlexNetConfig) -> dict[str, int | tuple[int, ...]]:
-    """Returns the shape of each of AlexNet's outputs without the batch, by the output's name.
+    """Returns AlexNet's outputs: a dictionary from their names to their shapes, without the batch dimension.
 
-    For a vector, only the length is given.
+    A vector's shape is its length, a number.
     """
     maps = (config.channels[4], config.map_side, config.map_side)
     return {"features": config.hidden, "logits": config.num_classes, "conv5": maps, "fc6": config.hidden}

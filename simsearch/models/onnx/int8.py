@@ -290,8 +290,8 @@ class _GraphBuilder:
         """Returns the names of a layer's operands.
 
         They are the input's step and zero point, the weights, and the weights' steps and zero points. If the output
-        is quantized too, the weights' steps are divided by the factors of the output's channels. With such steps, the
-        layer itself divides its output by the factors.
+        is quantized too, the weights' steps are divided by the factors of the output's channels. So the layer's output
+        is already divided by these factors.
         """
         reads, _, writes = _LAYERS[name]
         scale = self._layers[name].step

@@ -107,7 +107,7 @@ class OnnxModel(WeightsBackedModel):
     The weights of each file are decompressed once and stored in the cache, from where ONNX Runtime maps them into
     memory. Thread-safe.
 
-    few: True to start faster, without rearranging the weights, but compute more slowly.
+    few: True to start faster but compute more slowly, because the weights are not rearranged.
     threads: True if several threads will call the model at once; each then uses a part of the cores. This does not
     change the features, not even in the last bit.
     lanes: the number of threads that should call the model at once; 1 if `threads` is False.

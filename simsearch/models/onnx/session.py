@@ -16,7 +16,7 @@ def open_session(
     """Returns an `onnxruntime.InferenceSession` on the CPU.
 
     graph: the path or the content of an ONNX file.
-    few: True to start faster, without rearranging the weights, but compute more slowly.
+    few: True to start faster but compute more slowly, because the weights are not rearranged.
     lanes: the number of threads that will call the session at once; each uses a part of the cores.
     quantized: True if the graph may have 8-bit operators. disabled: the names of optimisations to switch off.
     Raises the errors of ONNX Runtime, which have classes of their own, and RuntimeError for missing files.

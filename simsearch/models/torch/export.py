@@ -50,8 +50,8 @@ class _FromPixels(nn.Module):
 def export(name: str, folder: Path) -> None:
     """Writes the ONNX graph of a network and its `Facts` into a folder.
 
-    If the network can be used in ONNX Runtime, the field `problem` of the facts is empty. The field has the reason if
-    the network cannot be exported, so that there is no graph, or if ONNX Runtime computes other features than torch
+    If the network can be used in ONNX Runtime, the field `problem` of the facts is empty. Otherwise, it has the
+    reason: the network cannot be exported (then there is no graph), or ONNX Runtime computes other features than torch
     (see AGREEMENT).
     name: `torchvision/NAME`.
     Raises UsageError for an unknown name and if the download fails, and MissingExtraError if the package `onnx` is

@@ -73,7 +73,7 @@ def cut_classifier(network: nn.Module) -> int:
 
 
 def recipe_of(transforms: Any) -> Preprocessing:
-    """Converts torchvision's preprocessing into `Preprocessing`, whose pixels are 0 to 255 instead of 0 to 1."""
+    """Converts torchvision's preprocessing, for pixels from 0 to 1, into `Preprocessing`, for pixels from 0 to 255."""
     scale = [tuple(255.0 * value for value in values) for values in (transforms.mean, transforms.std)]
     return Preprocessing(
         resize=max(transforms.resize_size[0], transforms.crop_size[0]),

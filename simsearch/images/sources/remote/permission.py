@@ -27,7 +27,7 @@ _named: set[str] = set()
 
 
 def grant(root: str) -> None:
-    """Records that the user has named a source, which permits reading it, in later processes too."""
+    """Records that the user has named a source. This permits reading the source, in later processes too."""
     if root in _named:
         return
     _named.add(root)
