@@ -245,8 +245,8 @@ def _correlation(a: Pixels, b: Pixels, inside: Pixels, noise: float) -> Pixels:
     """Returns (n,): the correlation of each pair of images (n, H, H).
 
     inside: (n, H, H), 1 for pixels to compare and 0 for pixels to ignore.
-    noise: a standard deviation in levels of 255. The correlation of two images that vary much less tends to 1, so
-    that two plain images count as alike.
+    noise: a standard deviation, in levels from 0 to 255. If both images vary much less than this, their correlation is
+    near 1, so that two plain images count as alike.
     """
     area = inside.sum((1, 2)) + 1e-6
     a, b = ((each - ((each * inside).sum((1, 2)) / area)[:, None, None]) * inside for each in (a, b))

@@ -1,7 +1,7 @@
 """Finds groups of near-identical items: different files whose features are near (`simsearch.search.near_rows`).
 
-If the largest distance was measured (`simsearch.search.copy_threshold`), pairs that are at most a little farther apart
-are near-identical if their pixels agree (`simsearch.search.second_look`).
+Two items are near-identical if their distance is at most a threshold. But if the threshold was measured
+(`copy_threshold`), the pixels decide, for pairs up to slightly beyond it (`second_look`).
 In a large index, not all pairs are compared; `checked` estimates how many near pairs are found. The groups may span two
 indexes of the same model: the index to clean up, and another index that it is compared with.
 """

@@ -253,9 +253,9 @@ class Sketch:
     def _read_seeds(
         self, query: _Query, rows: NDArray[np.int64], wide: NDArray[np.int64], task: _Task
     ) -> _Known | None:
-        """Reads the seeds: the best of `rows` by their wide codes. Returns None if float32 overflows.
+        """Measures the seeds, those of `rows` with the nearest wide codes. Returns None if float32 overflows.
 
-        wide: the squared distances of the wide codes of `rows`.
+        wide: the squared distances of the wide codes of `rows` from the query's.
         """
         count = min(task.k + SEEDS, len(rows))
         seeds = rows if count == len(rows) else rows[np.argpartition(wide, count - 1)[:count]]

@@ -84,7 +84,7 @@ class Choice:
     memory: the size of the approximate search in bytes.
     parameters: the settings and the folder of the approximate search, as in `meta.json`.
     tried: the results of each kind that was measured.
-    proved: True if exact search uses a sketch.
+    proved: True if exact search uses a sketch, which proves that the rows it skips are not among the nearest.
     """
 
     kind: str

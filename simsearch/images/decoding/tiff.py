@@ -177,7 +177,7 @@ def _image_of(values: NDArray[Any], photometric: int, axes: str, extra: int) -> 
     Raises ValueError for other axes, and for other colour spaces than grey and RGB.
     """
     if photometric not in {_WHITE_IS_ZERO, 1, _RGB} or axes not in {"YX", "YXS", "SYX"}:
-        raise ValueError(f"photometric {photometric}, axes {axes}")
+        raise ValueError(f"a TIFF of photometric {photometric} and axes {axes} is not supported")
     levels = _levels(values.transpose(1, 2, 0) if axes == "SYX" else values)
     levels = levels[..., None] if levels.ndim == 2 else levels
     count = 3 if photometric == _RGB else 1
