@@ -22,17 +22,14 @@ UNCOUNTED = 1 << 18
 """Calls of `read` are not counted for files of fewer bytes, which cannot have too many parts."""
 
 
-def file_in_memory(data: bytes) -> io.BytesIO:
-    """Returns an open file with this content.
-
-    Its `read` raises ImageError after too many calls (see `PARTS`), because a file of very many small parts would take
-    too long to decode.
-    """
-    return io.BytesIO(data) if len(data) < UNCOUNTED else _CountedFile(data)
+def file_in_memory(data: bytes) -> IO[bytes]:
+    """Returns an open file with this content, whose `read` raises ImageError after too many calls (see `PARTS`)."""
+    file = io.BytesIO(data)
+    return file if len(data) < UNCOUNTED else counted(file)
 
 
 def counted(file: IO[bytes]) -> IO[bytes]:
-    """Returns an open file on disk, wrapped so that `read` raises ImageError after too many calls (see `PARTS`)."""
+    """Returns an open file, wrapped so that `read` raises ImageError after too many calls (see `PARTS`)."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     return cast("IO[bytes]", _CountedReads(file, size))
@@ -52,20 +49,6 @@ class _CountedReads:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
-
-
-class _CountedFile(io.BytesIO):
-    """A file in memory whose `read` raises ImageError after too many calls."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(data)
-        self._left = PARTS + len(data) // PART_BYTES
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self._left -= 1
-        if self._left < 0:
-            raise ImageError("it consists of too many parts")
-        return super().read(size)
 
 
 def check_size(size: tuple[int, int], largest: int) -> None:

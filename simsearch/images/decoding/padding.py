@@ -8,6 +8,8 @@ from __future__ import annotations
 import io
 from typing import IO
 
+from simsearch.images.decoding.iso_boxes import boxes
+
 FORMATS = frozenset({"WEBP", "AVIF", "HEIF"})
 """The formats, as Pillow calls them, that `is_padded` knows."""
 
@@ -25,7 +27,7 @@ def is_padded(file: IO[bytes]) -> bool:
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     is_webp = file.read(4) == b"RIFF"
-    start, end = _webp_data(file, size) if is_webp else _last_data(file, size)
+    start, end = _webp_data(file, size) if is_webp else _last_data(file)
     zeros = max(_LEAST, int((end - start) * (_WEBP_SHARE if is_webp else _SHARE)))
     if end - start < zeros:
         return False
@@ -48,19 +50,7 @@ def _webp_data(file: IO[bytes], size: int) -> tuple[int, int]:
     return 0, 0
 
 
-def _last_data(file: IO[bytes], size: int) -> tuple[int, int]:
-    """Returns the start and end of the last image data in an ISO media file of `size` bytes; 0, 0 if there are none."""
-    start, found = 0, (0, 0)
-    for _ in range(_MOST_PARTS):
-        file.seek(start)
-        head = file.read(16)
-        length = int.from_bytes(head[:4], "big")
-        length = int.from_bytes(head[8:16], "big") if length == 1 else length or size
-        if len(head) < 8 or length < 8:
-            break
-        if head[4:8] == b"mdat":
-            found = start + 8, min(start + length, size)
-        start += length
-        if start >= size:
-            break
-    return found
+def _last_data(file: IO[bytes]) -> tuple[int, int]:
+    """Returns the start and end of the last image data in an AVIF or HEIC file; 0, 0 if there are none."""
+    found = [(start, end) for name, start, end in boxes(file) if name == b"mdat"]
+    return found[-1] if found else (0, 0)

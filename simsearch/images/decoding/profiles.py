@@ -17,6 +17,7 @@ from PIL import Image
 
 from simsearch.images.decoding import png
 from simsearch.images.decoding.colour import LARGEST_PROFILE
+from simsearch.images.decoding.iso_boxes import boxes
 
 Primaries = tuple[float, ...]
 """The chromaticities x and y of white, red, green and blue."""
@@ -37,8 +38,6 @@ _GAMMAS = {1: 0.0, 2: 0.0, 6: 0.0, 13: 0.0, 14: 0.0, 15: 0.0, 4: 2.2, 5: 2.8, 8:
 
 _USUAL_GAMMA, _NEAR, _GAMMA_RANGE = 0.45455, 0.05, (0.2, 5.0)
 """A gAMA within this share of the usual value means the curve of sRGB, and values out of the range are ignored."""
-
-_MOST_BOXES = 1000
 
 FORMATS = frozenset({"PNG", "BMP", "JPEG2000", "AVIF", "HEIF"})
 """The formats, as Pillow calls them, for which `found_profile` looks."""
@@ -153,9 +152,9 @@ def _of_bmp(file: IO[bytes]) -> bytes | None:
 
 
 def _of_jp2(file: IO[bytes]) -> bytes | None:
-    for name, start, end in _boxes(file, 0, None):
+    for name, start, end in boxes(file):
         if name == b"jp2h":
-            for inner, place, stop in _boxes(file, start, end):
+            for inner, place, stop in boxes(file, start, end):
                 if inner == b"colr":
                     file.seek(place)
                     method = file.read(1)
@@ -166,41 +165,23 @@ def _of_jp2(file: IO[bytes]) -> bytes | None:
 def _of_nclx(file: IO[bytes]) -> bytes | None:
     """Returns a profile for the code points of an AVIF or HEIC file, if all its images have the same."""
     found = set()
-    for name, start, end in _boxes(file, 0, None):
+    for name, start, end in boxes(file):
         if name == b"meta":
-            for outer, first, last in _boxes(file, start + 4, end):
+            for outer, first, last in boxes(file, start + 4, end):
                 if outer == b"iprp":
                     found |= set(_nclx_codes(file, first, last))
     return _of_codes(*found.pop()) if len(found) == 1 else None
 
 
 def _nclx_codes(file: IO[bytes], start: int, end: int) -> Iterator[tuple[int, int]]:
-    for name, first, last in _boxes(file, start, end):
+    for name, first, last in boxes(file, start, end):
         if name == b"ipco":
-            for inner, place, _ in _boxes(file, first, last):
+            for inner, place, _ in boxes(file, first, last):
                 if inner == b"colr":
                     file.seek(place)
                     data = file.read(8)
                     if data[:4] == b"nclx" and len(data) == 8:
                         yield int.from_bytes(data[4:6], "big"), int.from_bytes(data[6:8], "big")
-
-
-def _boxes(file: IO[bytes], start: int, end: int | None) -> Iterator[tuple[bytes, int, int]]:
-    """Yields each box in a part of a file: name, start and end of its content. end: None for the end of the file."""
-    end = file.seek(0, 2) if end is None else end
-    for _ in range(_MOST_BOXES):
-        file.seek(start)
-        head = file.read(16)
-        if start >= end or len(head) < 8:
-            return
-        length, body = int.from_bytes(head[:4], "big"), start + 8
-        if length == 1:
-            length, body = int.from_bytes(head[8:16], "big"), start + 16
-        length = length or end - start
-        if length < body - start or start + length > end:
-            return
-        yield head[4:8], body, start + length
-        start += length
 
 
 def _read(file: IO[bytes], start: int, length: int) -> bytes | None:

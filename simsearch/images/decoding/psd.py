@@ -111,7 +111,7 @@ def _band(data: bytes, header: _Header) -> Image.Image:
     else:
         levels = eight_bits(np.frombuffer(data, ">f4"), 1.0)
     if header.mode == _CMYK:
-        levels = 255 - levels  # 255 is no ink
+        levels = 255 - levels  # the file has 255 where there is no ink
     return Image.frombytes("L", size, levels.tobytes())
 
 
