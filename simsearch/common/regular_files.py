@@ -14,8 +14,13 @@ def open_regular(path: Path) -> IO[bytes]:
     return open(path, "rb", opener=_open)
 
 
+def open_nonblocking(path: str, flags: int) -> int:
+    """An `opener` for `open` that does not wait, even if the file is a pipe that no process writes to."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _open(path: str, flags: int) -> int:
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    descriptor = open_nonblocking(path, flags)
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
         return descriptor

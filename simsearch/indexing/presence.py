@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from simsearch.common.regular_files import open_nonblocking
 from simsearch.errors import UsageError
 from simsearch.images.decode import EXTENSIONS, left_out, looks_like_image
 from simsearch.images.sources import resolve
@@ -106,7 +107,7 @@ def _absence_in_folder(full: str, path: str, row: SourceRow, root: str) -> str:
     if os.path.isdir(full):
         return NOTHING
     try:
-        with open(full, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        with open(full, "rb", opener=open_nonblocking) as file:
             head = file.read(32)
     except OSError as error:
         return error.strerror or str(error)

@@ -111,7 +111,7 @@ class SearchService:
         return self.indexes[name]
 
     async def notes(self, served: ReloadableIndex, wanted: list[Condition]) -> dict[str, list[str]]:
-        """Returns {"notes": [a sentence about each condition that no item meets]}; {} if there is no such condition."""
+        """Returns {"notes": sentences}, one about each condition that no item meets; {} if there is none."""
         with contextlib.suppress(SimsearchError, ApiError):
             found = await self.in_thread(lambda: served.run(lambda engine: self.browser.unmet(engine, wanted)))
             return {"notes": found} if found else {}

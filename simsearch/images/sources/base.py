@@ -21,6 +21,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
+from simsearch.common.regular_files import open_nonblocking
 from simsearch.errors import ImageError
 from simsearch.images.decode import EXTENSIONS, LARGEST_BYTES, left_out, looks_like_image
 from simsearch.images.sources.exclude import Exclusion
@@ -281,7 +282,7 @@ def open_file(path: str) -> IO[bytes]:
     """Opens a regular file. Raises ImageError with the reason."""
     try:
         with contextlib.ExitStack() as stack:
-            file = stack.enter_context(open(path, "rb", opener=_open_nonblocking))
+            file = stack.enter_context(open(path, "rb", opener=open_nonblocking))
             facts = os.fstat(file.fileno())
             if not stat.S_ISREG(facts.st_mode):
                 raise ImageError("not a regular file")
@@ -342,8 +343,3 @@ def first_line(error: Exception) -> str:
 def _reason(error: OSError | ValueError) -> str:
     known = "no file has such a name" if isinstance(error, UnicodeError) else getattr(error, "strerror", None)
     return known or str(error)
-
-
-def _open_nonblocking(path: str, flags: int) -> int:
-    """Opens a file without blocking, even if it is a pipe that has no writer."""
-    return os.open(path, flags | os.O_NONBLOCK)
