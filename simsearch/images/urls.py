@@ -114,6 +114,8 @@ def _download(url: str, largest: int, wait: float) -> bytes:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         reason = getattr(error, "reason", error)
+        if isinstance(reason, TimeoutError):
+            raise ImageError(f"no answer within {wait:g} s") from error
         raise ImageError(getattr(reason, "strerror", None) or str(reason) or type(error).__name__) from error
     if len(data) > largest:
         raise ImageError(f"the file is over {largest >> 20} MiB")
