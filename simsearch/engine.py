@@ -142,7 +142,7 @@ class Engine(WholeIndex):
     def load_model(self, expected: int | None = None, threads: bool = False) -> Model:
         """Returns the index's model. The first call loads it.
 
-        expected: the number of images to compute; None if unknown. For few images, the model is loaded in a way that
+        expected: the number of images to process; None if unknown. For few images, the model is loaded in a way that
         starts faster but computes more slowly; it is loaded again when many images are expected for the first time.
         threads: True if several threads will use the model.
         """
@@ -160,8 +160,8 @@ class Engine(WholeIndex):
         where: conditions on items, {"label": "cat"} or ["year>2000", "path~*/2023/*"].
         max_distance: the largest distance of a match.
         min_similarity: the smallest similarity of a match, from 0 to 1.
-        crop: (x, y, width, height), the part of the upright picture to search by, from its upper left, in pixels or in
-        percent: (0, "50%", "50%", "50%") is the lower left quarter.
+        crop: (x, y, width, height), the part of the upright picture to search by, in pixels or in percent. x and y are
+        counted from the picture's upper left corner: (0, "50%", "50%", "50%") is the lower left quarter.
         plus, minus: lists of more pictures or ids that matches should resemble (plus) or not resemble (minus). An entry
         may be a pair, (picture, weight).
         flip: True to treat a mirrored picture as the same.

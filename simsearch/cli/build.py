@@ -34,7 +34,7 @@ from simsearch.indexing import options as indexing_options
 @click.option(
     "--model",
     metavar="NAME|FILE",
-    help="Model of a new index; `simsearch models` lists them.",
+    help="Model of a new index; `simsearch models` lists the models.",
     shell_complete=completion.models,
 )
 @click.option(

@@ -38,7 +38,7 @@ else:  # these imports would slow down every other start
     training_config = LazyModule("simsearch.training.config")
 
 SEEN = 20_000
-"""Number of items of the index from which the values of fields are collected."""
+"""Number of items that are read to collect the values of fields."""
 
 SHOWN = 60
 """Largest number of completions that are offered."""

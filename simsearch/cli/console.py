@@ -48,7 +48,7 @@ CHANGES = {
     "train",
     "tune",
 }
-"""Commands that do more than print a result, so that they succeed even if standard output is closed."""
+"""Commands that do more than print a result. They succeed even if standard output is closed."""
 
 
 WITHOUT_LINKS = {"dumb", "linux"}
@@ -69,7 +69,7 @@ class _Closed(io.TextIOWrapper):
 
 
 class _Messages(io.TextIOWrapper):
-    """Standard error, from which text is dropped if it cannot be written: the disk is full, or the reader is gone.
+    """Standard error. Text that cannot be written is dropped, for example if the disk is full or the reader is gone.
 
     Otherwise a note that cannot be written would end the command, and change its exit code.
     """
@@ -102,7 +102,7 @@ def _keep_messages() -> None:
 
 
 def replace_closed_streams() -> None:
-    """Puts a `_Closed` on /dev/null in place of each standard stream that was closed when the program started.
+    """Puts a `_Closed`, open on /dev/null, in place of each standard stream that was closed when the program started.
 
     /dev/null takes the stream's file descriptor (0, 1 or 2). Otherwise a file opened later could get this descriptor,
     and output would be written to that file by mistake.
@@ -212,7 +212,7 @@ def echo_data(text: str, nl: bool = True) -> None:
 
 
 def echo_ready(text: str, nl: bool = True) -> None:
-    """Prints text for people unchanged: it is printable already, and may contain links made by `show_path`."""
+    """Prints text for people without changing it: it is printable already, and may contain links by `show_path`."""
     click.echo(text, nl=nl, color=True)
 
 
@@ -245,7 +245,7 @@ class _NoteHandler(logging.Handler):
 
 
 def incomplete_push(engine: Engine) -> str | None:
-    """Returns a warning if a Milvus collection is incomplete, since `push` is running or was interrupted; else None."""
+    """Returns a warning if a collection is incomplete because `push` is running or was interrupted; else None."""
     if engine.complete:
         return None
     return f"the push into {engine.path} has not ended, so items may be missing or old; push again to complete it"

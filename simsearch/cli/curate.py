@@ -172,8 +172,8 @@ def diverse_command(count: int, form: str, html_file: Path | None, device: str, 
     """Chooses N images that represent all others.
 
     The first image is the most central one. Each further image is the one farthest from all images chosen before it.
-    The radius of a choice is the largest distance from any image to the nearest chosen image. The N images chosen here
-    have at most twice the smallest radius that N images can have.
+    The radius of a choice is the largest distance from any image to the nearest chosen image. The radius
+    of this choice is at most twice the smallest radius that is possible with N images.
     """
 
     def find(engine: Engine, progress: Progress) -> list[Finding]:

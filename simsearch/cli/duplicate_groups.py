@@ -18,9 +18,10 @@ Groups = list[list[near.Member]]
 
 
 def summary(groups: Groups, limit: Threshold) -> str:
-    """Returns the lines below the groups: how many there are, the largest distance, and the share of copies found.
+    """Returns the lines below the groups: the number of groups, the largest distance, and the shares of copies found.
 
-    The share is left out if it was not measured. limit: the threshold by which the groups were found.
+    The shares of changed copies are left out if they were not measured.
+    limit: the threshold by which the groups were found.
     """
     apart = f"at most {limit.farthest:.4g}"
     items = pluralize(sum(map(len, groups)), "item")

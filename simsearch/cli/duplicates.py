@@ -40,7 +40,7 @@ Groups = list[list[near.Member]]
 _DOING = {"move": "moved", "trash": "put into the trash", "hardlink": "replaced by hard links"}
 
 _SHOWN = 5
-"""Largest number of problems for which a note is printed."""
+"""Largest number of problems that are printed, each in a note."""
 
 
 @click.command("duplicates")

@@ -146,10 +146,11 @@ def search_command(
 ) -> None:
     """Measures how well an index retrieves: P@k, R-precision, mAP, recall and kNN accuracy, with 95 % intervals.
 
-    Each labelled item is a query. It ranks all other labelled items by exact distance; those with the query's label are
-    relevant. The intervals come from a bootstrap over the queries. Two more tables group the six nearest items of each
-    query by similarity, and tell how many of each group have the query's label. The first table groups by similarity
-    word (copy, close, similar, weak), the second by ranges of the similarity (0 to 0.1, 0.1 to 0.2 and so on).
+    Each labelled item is a query. All other labelled items are ranked by their exact distance from the query; those
+    with the query's label are relevant. The intervals come from a bootstrap over the queries. Two more tables group
+    the six nearest items of each query by similarity, and tell how many of each group have the query's label. The first
+    table groups by similarity word (copy, close, similar, weak), the second by ranges of the similarity (0 to 0.1, 0.1
+    to 0.2 and so on).
     """
     check_folder_exists(html_file)
     check_links(service, html_file)
@@ -218,7 +219,7 @@ def _print_class_scores(verdict: retrieval.RetrievalReport) -> None:
 def _write_report(
     engine: Engine, verdict: retrieval.RetrievalReport, path: Path, service: str | None, each: int = 10
 ) -> None:
-    """Writes an HTML report: scores, worst queries and best queries, up to `each` of both. service: see `item_link`."""
+    """Writes an HTML report: scores, up to `each` worst and up to `each` best queries. service: see `item_link`."""
     shown = [*verdict.queries[:each], *verdict.queries[each:][-each:][::-1]]
     rows = [_report_row(engine, query, service) for query in shown]
     facts = {

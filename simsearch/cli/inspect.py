@@ -44,7 +44,7 @@ else:  # only `export --map` needs it
 
 
 LABELS = 10
-"""Labels that `info` lists; `--format json` has all."""
+"""Number of labels that `info` lists; with `--format json`, it lists all."""
 
 
 @click.command("info")
@@ -205,7 +205,7 @@ def verify_command(form: str, index_path: str) -> None:
     "--map",
     "with_map",
     is_flag=True,
-    help="Add each item's place on a map, its cluster and its neighbours (parquet; needs the [map] extra too).",
+    help="Add each item's place on a map, its cluster and its neighbours (parquet only; also needs the [map] extra).",
 )
 @root_option
 @index_option

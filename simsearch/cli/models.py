@@ -88,7 +88,7 @@ else:  # they import torch
     "--from",
     "start",
     metavar="NAME|FILE",
-    help="Start with these weights. If the classes are different, the last layer is not taken from them.",
+    help="Start with these weights. If the classes are different, the last layer starts with random weights.",
     shell_complete=completion.models,
 )
 @click.option(
@@ -113,7 +113,7 @@ def train_command(source: tuple[str, ...], output: Path, names: Path | None, **o
     """Trains a network on labelled SOURCEs and writes one .safetensors file.
 
     A SOURCE is as for `build`. An image has the label that its SOURCE records (in a column, or as a class of
-    torchvision/NAME), or else the name of its folder. For fewer than some 10,000 images, start with the shipped
+    torchvision/NAME), or else the name of its folder. For fewer than about 10,000 images, start with the shipped
     weights: --from alexnet --freeze convolutions --preset adapt. Beside the weights FILE.safetensors, the training
     writes a log FILE.jsonl and a chart of the errors FILE.png. Until it is done, it also keeps FILE.checkpoint, with
     which --resume continues after Ctrl-C or a crash. Use the weights with `build --model FILE` and `classify -m FILE`.

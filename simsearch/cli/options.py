@@ -126,7 +126,7 @@ links_option = click.option(
     help="In the report, link pictures to the service at URL (see `serve`) instead of to files.",
 )
 seed_option = click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the choice of items."
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random choice of items."
 )
 
 
@@ -139,8 +139,8 @@ def source_options(command: Command) -> Command:
             type=click.Choice(["auto", "folder", "none"]),
             default="auto",
             show_default=True,
-            help="Labels of images: folder (those in the source, else the names of their folders), none (no labels),"
-            " or auto (the choice that the index records for the source; folder for a new source).",
+            help="Labels of images: folder (the label in the source, else the name of the image's folder), none (no"
+            " labels), or auto (the choice that the index records for the source; folder for a new source).",
         ),
         click.option(
             "--allow-outside",

@@ -136,7 +136,7 @@ def _format_metrics(row: LogRow) -> str:
 
 
 def _format_scores(row: LogRow, between: str) -> str:
-    """Returns the top-1 accuracy and, if the row has it, the top-5 accuracy as text, with `between` between them."""
+    """Returns the top-1 accuracy and, if the row has it, the top-5 accuracy as text, separated by `between`."""
     names = {"top1": "top-1", "top5": "top-5"}
     return between.join(f"{shown} {row[name]:.1%}" for name, shown in names.items() if name in row)
 

@@ -83,7 +83,7 @@ def read_image(text: str) -> Picture | int:
         return Named.of(resolve.read_remote(text), text)
     if _looks_like_words(text):
         raise ImageError(
-            f"there is no picture {text!r}, and words are not searched for",
+            f"there is no picture {text!r}, and simsearch cannot search by words",
             hint="give a picture to search by: a path, a folder, id:N, a URL, or - for standard input",
         )
     return text

@@ -118,7 +118,7 @@ def _limit(name: str, default: int, unit: str, text: str) -> Callable[[Command],
     default=30.0,
     show_default=True,
     metavar="S",
-    help="Seconds for an answer.",
+    help="Seconds that an answer may take.",
 )
 @click.option("--relative", is_flag=True, help="Return paths as stored, relative to their source.")
 @device_option

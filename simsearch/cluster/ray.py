@@ -209,7 +209,7 @@ class _RayScheduler:
         self.say(f"a worker was lost ({reason}), its chunk {chunk} goes to another")
         if self.attempts[chunk] == ATTEMPTS:
             raise UnavailableError(
-                f"{ATTEMPTS} workers were lost over chunk {chunk}: {reason}",
+                f"{ATTEMPTS} workers were lost while computing chunk {chunk}: {reason}",
                 hint="do the workers have enough memory? batch_size=N makes batches smaller",
                 shell_hint="do the workers have enough memory? --batch-size makes batches smaller",
             )

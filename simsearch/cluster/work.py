@@ -79,7 +79,7 @@ class WorkInfo:
 
 
 class WorkFolder:
-    """The folder with the list of a build's images, which never changes, and with the results of chunks."""
+    """The folder with the list of a build's images and the results of chunks. The list never changes."""
 
     def __init__(self, folder: Path, info: WorkInfo) -> None:
         self.folder, self.info = folder, info

@@ -10,10 +10,10 @@ DEPTH = 64
 """The most levels to which arrays and objects may be nested."""
 
 TOO_DEEP = f"its arrays and objects are nested more than {DEPTH} levels deep"
-"""The reason for which too deep JSON is refused."""
+"""The error message for JSON that is nested too deeply."""
 
 DIGITS = 4000
-"""The most digits of an integer; Python itself refuses 4,301."""
+"""The largest number of digits of an integer; Python itself refuses 4,301 digits or more."""
 
 LIMIT = 64 << 20
 """Default size limit, in bytes or characters."""
@@ -76,7 +76,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is not a number of JSON")
+    raise ValueError(f"{name} is not a valid number in JSON")
 
 
 def _finite(text: str) -> float:

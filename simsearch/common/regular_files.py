@@ -1,4 +1,4 @@
-"""Opens files without waiting for the other end of a pipe, and without reading devices, which may never end."""
+"""Opens files without waiting for the other end of a pipe, and without reading devices, whose data may never end."""
 
 from __future__ import annotations
 

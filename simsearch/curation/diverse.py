@@ -1,9 +1,9 @@
 """Chooses a few items that represent all: the greedy k-center algorithm (Gonzalez 1985).
 
-Each step chooses the item farthest from all chosen ones. The radius is the largest distance from any item to its
-nearest chosen item. It is at most twice the smallest possible radius for the same number of chosen items. No
-polynomial-time method can guarantee a better factor, unless P = NP. Since items are chosen one by one, a choice of 10
-items begins with the choice of 9.
+Each step chooses the item with the largest distance to its nearest chosen item. The radius is the largest distance
+from any item to its nearest chosen item. It is at most twice the smallest possible radius for the same number of chosen
+items. No polynomial-time method can guarantee a better factor, unless P = NP. Since items are chosen one by one, a
+choice of 10 items begins with the choice of 9.
 """
 
 from __future__ import annotations

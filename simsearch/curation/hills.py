@@ -2,9 +2,9 @@
 
 The density is the number of points in each cell of a grid, smoothed with a Gaussian kernel. Each local maximum of the
 density is the peak of a hill. A cell belongs to the hill whose peak is reached by the steepest ascent from the cell.
-The saddle of a hill is the highest cell where the hill meets a higher one. The prominence of a hill is the density at
-its peak divided by the density at its saddle. A hill with low prominence is merged into the higher hill. This method is
-ToMATo (Chazal, Guibas, Oudot and Skraba, J. ACM 2013).
+The saddle of a hill is the highest cell where the hill meets a higher hill. The prominence of a hill is the density
+at its peak divided by the density at its saddle. A hill with low prominence is merged into the higher hill. This method
+is ToMATo (Chazal, Guibas, Oudot and Skraba, J. ACM 2013).
 The number of clusters follows from the points, and the same points always give the same clusters.
 
 Letters: n points, G x G' cells of the grid, m cells with a density above 0, p hills.
@@ -55,8 +55,8 @@ class _Hills:
     hill: (m,) the number of each cell's hill, for the cells in the order of descending density.
     peaks: (p,) the density at each hill's peak.
     parents: (p,) the number of each hill's parent: the hill that it would be merged into, which is the highest hill at
-    its saddle. Hills that meet at a higher cell count as one hill there, with the number of the highest of them.
-    A hill without a saddle is its own parent.
+    its saddle. Hills that meet at a cell higher than this saddle count as one hill, with the number of the highest of
+    them. A hill without a saddle is its own parent.
     prominences: (p,) the density at the peak divided by the density at the saddle; infinite without a saddle.
     """
 
@@ -193,9 +193,9 @@ def _follow(hills: _Hills, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _join(found: NDArray[np.int64], kept: NDArray[np.bool_], positions: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Moves the points of hills that are not kept or have too few points to the other hill with the nearest centre.
+    """Moves the points of small hills, and of hills that are not kept, to the remaining hill with the nearest centre.
 
-    `LEAST_SHARE` and `LEAST` tell how many points are too few. If no other hill remains, the largest hill remains.
+    `LEAST_SHARE` and `LEAST` tell which hills are small. If no hill would remain, the largest hill remains.
     found: (n,) the number of each point's hill. kept: (p,), True for a kept hill. Returns the new number of each
     point's hill: (n,).
     """

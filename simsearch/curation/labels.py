@@ -1,7 +1,7 @@
 """Finds items whose labels contradict those of their neighbours.
 
-The probability of a label for an item is the weighted share of the item's neighbours with that label. Nearer neighbours
-weigh more, and the item's own label is not used.
+The probability of a label for an item is the weighted share of the item's labelled neighbours that have this label.
+Nearer neighbours weigh more, and the item's own label is not used.
 The rule is that of confident learning (Northcutt et al. 2021). Each label has a threshold: its mean probability for
 the items that have this label. A label is plausible for an item if its probability for the item reaches the threshold.
 An item's own label is suspicious if another label is plausible and more probable.
@@ -20,7 +20,7 @@ from simsearch.errors import UsageError
 from simsearch.storage.protocols import Searchable
 
 NEIGHBOURS, SHOWN = 10, 5
-"""Default number of neighbours that give the probabilities, and largest number shown with a finding."""
+"""Default number of neighbours that give the probabilities, and largest number of them shown with a finding."""
 
 
 def suspicious_labels(

@@ -24,7 +24,7 @@ def leaks(
     Raises UsageError if `max_distance` is negative or NaN, or if an index has no items.
     """
     if not max_distance >= 0:
-        raise UsageError(f"the largest distance must be a number that is not negative, not {max_distance}")
+        raise UsageError(f"the largest distance is {max_distance}, but must be at least 0")
     found: list[Finding] = []
     with snapshots.reading() as reader, against.reading() as other_reader:
         ours, theirs = Collection.read(snapshots, reader), Collection.read(against, other_reader)

@@ -20,7 +20,7 @@ NEIGHBOURS, SHOWN = 10, 5
 """Default number of neighbours that a score is computed from, and largest number of neighbours shown with a finding."""
 
 COPIES = 0.5
-"""Fraction of the median of the items' mean distances that is added to the numerator and denominator of each score.
+"""This fraction of the median of all mean distances is added to the numerator and the denominator of each score.
 
 Without this, an item near a group of copies would have a very high score, since the copies are almost at distance 0
 from each other.

@@ -68,7 +68,7 @@ def evaluate_classifier(
     if held_out and not record.held_out:
         raise UsageError(
             f"the weights of {model.name} do not record which images were held out",
-            hint=f"a training records them, unless held_out is 0 or there are more than {MOST:,} images",
+            hint=f"a training run records them, unless held_out is 0 or there are more than {MOST:,} images",
             shell_hint=f"`simsearch train` records them, unless --held-out is 0 or there are more than {MOST:,} images",
         )
     numbers = {name: number for number, name in enumerate(check_classes(model))}

@@ -144,7 +144,7 @@ def _measure(
     def within(k: Any) -> NDArray[np.float64]:
         """Returns the number of relevant rows among the k nearest of each query: (b,).
 
-        k: one number for all queries, or an array with a k for each element of `place`: the k of its query.
+        k: one number for all queries, or an array with, for each element of `place`, the k of that element's query.
         """
         return np.bincount(query[place < k], minlength=count).astype(np.float64)
 

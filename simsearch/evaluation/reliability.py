@@ -53,8 +53,8 @@ class ReliabilityReport:
     queries: their number.
     right: the mean similarity of matches that have the query's label; None if there are none.
     wrong: the mean similarity of all other matches; None if there are none.
-    words: the matches by the word for their similarity, from copy to weak.
-    curve: the matches by tenths of the similarity, ascending.
+    words: how often matches are right, by the word for their similarity, from copy to weak.
+    curve: how often matches are right, in each of `STEPS` ranges of similarity, ascending.
     """
 
     queries: int

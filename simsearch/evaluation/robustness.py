@@ -85,7 +85,7 @@ def measure(
     """
     for name in changes:
         if name not in CHANGES:
-            raise UsageError(f"no change is called {name!r}", hint=suggestions.hint(name, list(CHANGES)))
+            raise UsageError(f"there is no change named {name!r}", hint=suggestions.hint(name, list(CHANGES)))
     sample = np.random.default_rng(seed).choice(len(base), min(512, len(base)), replace=False)
     unit = similarity.median(similarity.quantiles(base[np.sort(sample)].astype(np.float16))) or 1.0
     blocks = [base[n : n + 2048].astype(np.float32) for n in range(0, len(base), 2048)]

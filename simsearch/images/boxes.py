@@ -23,7 +23,7 @@ FORM = 'x, y, width, height: whole numbers of pixels, or percent such as "50%"'
 """Describes a box in error messages."""
 
 PERCENT = r"(?:100(?:\.0+)?|[0-9]{1,2}(?:\.[0-9]+)?)%"
-"""A pattern of percent, from 0% to 100%."""
+"""Regular expression for a percentage from 0% to 100%."""
 
 
 def read_box(text: str) -> Box:

@@ -148,7 +148,7 @@ def check_box(box: Box, size: tuple[int, int]) -> PixelBox:
         raise UsageError(f"a crop is {FORM}; not {box!r}") from None
     given = ",".join(map(str, box))
     if width <= 0 or height <= 0:
-        raise ImageError(f"crop {given} has no area", hint="a width and a height of at least one pixel")
+        raise ImageError(f"crop {given} has no area", hint="give a width and a height of at least one pixel")
     if x < 0 or y < 0 or x + width > size[0] or y + height > size[1]:
         shown = f"{size[0]}x{size[1]}"
         raise ImageError(f"crop {given} does not lie within the {shown} image")

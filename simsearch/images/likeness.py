@@ -32,7 +32,7 @@ WHOLE, DETAILS = 0.9, 0.65
 """Aligned views of copies have at least these correlations, of their grey values and of their details."""
 
 COLOURS = 30.0
-"""Aligned views of copies differ by at most this in R - G and in B - G (root mean square, in levels of 255)."""
+"""Aligned views of copies differ by at most this in R - G and in B - G (root mean square, on the scale 0 to 255)."""
 
 FARTHEST = 0.15
 """The largest change of scale, shear or place that the affine map between two copies may make.
@@ -41,10 +41,10 @@ Coordinates run from -1 to 1: scale and shear may change by 15 %, places by 7.5 
 """
 
 GREY_NOISE, DETAIL_NOISE = 4.0, 1.0
-"""Standard deviations (of 255 levels) below which grey values and details count as noise."""
+"""Standard deviations (on the scale 0 to 255) below which grey values and details count as noise."""
 
 STEPS = ((SIDE // 2, 12), (SIDE, 3))
-"""Views are aligned at half their side, then at their full side (pixels), by this many steps of Gauss-Newton each."""
+"""Pairs (side in pixels, steps of Gauss-Newton): views are aligned at half their side, then at their full side."""
 
 IDENTITY_BONUS = 0.02
 """A turned or mirrored view is only chosen if its correlation exceeds that of the unchanged view by this amount."""
@@ -107,7 +107,7 @@ def _agree(a: Pixels, b: Pixels, inside: Pixels) -> NDArray[np.bool_]:
 
 
 def _turned(image: Pixels, form: int) -> Pixels:
-    """Turns a square image (H, H, …) by `form` modulo 4 quarter turns. If `form` is 4 or more, mirrors it first."""
+    """Turns a square image (H, H, …) by (`form` modulo 4) quarter turns. If `form` is 4 or more, mirrors it first."""
     return np.rot90(image[:, ::-1] if form & 4 else image, form & 3)
 
 

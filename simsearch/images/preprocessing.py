@@ -53,7 +53,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if type(self.resize) is not int or type(self.crop) is not int or self.resize > MAX_SIDE:
-            raise WeightsError(f"recipe: resize or crop is not a number of pixels up to {MAX_SIDE:,}")
+            raise WeightsError(f"recipe: resize or crop is not a whole number, or resize is over {MAX_SIDE:,} pixels")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if not isinstance(values, tuple) or len(values) != 3 or not all(_is_level(value) for value in values):
                 raise WeightsError(f"recipe: {name} is not three numbers")
@@ -97,7 +97,7 @@ def _is_level(value: object) -> bool:
 def shorter_side(image: Image.Image, pixels: int, resample: Image.Resampling) -> Image.Image:
     """Scales an image so that its shorter side has `pixels` pixels, keeping its proportions.
 
-    An image more than 64 times longer than wide is first cut to its middle.
+    If the longer side is more than 64 times the shorter side, the image is first cut to its middle.
     """
     width, height = image.size
     scale = pixels / min(width, height)

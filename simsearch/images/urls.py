@@ -5,8 +5,8 @@ connection goes to one of them. So a name that resolves to another address a mom
 redirect is checked in the same way, and the environment's proxies are not used. The address of a user's URL is not
 checked, and the proxies are used.
 
-Each fetch has a time limit as a whole: for resolving the name, connecting, sending and receiving, however slowly the
-server sends.
+One time limit covers the whole fetch: resolving the name, connecting, sending and receiving, however slowly the server
+sends.
 """
 
 from __future__ import annotations

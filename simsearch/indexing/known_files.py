@@ -1,7 +1,7 @@
 """Finds the features that an index already has for the content of a file.
 
-A content is looked up in the database only when it is needed, so that adding one image to millions is quick. In an
-empty index, no look-up is needed.
+The content of a file is looked up in the database only when the file is read, so that adding one image to an index of
+millions is quick. In an empty index, no look-up is needed.
 """
 
 from __future__ import annotations

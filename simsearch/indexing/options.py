@@ -31,7 +31,7 @@ class Extractor(Protocol):
         ...
 
     def finished(self) -> None:
-        """Is called once, after all results have been committed."""
+        """Cleans up; called once, after all results have been committed."""
         ...
 
 
@@ -74,10 +74,10 @@ class BuildOptions:
             raise UsageError(f"exclude is {self.exclude!r}, not a list of patterns")
         object.__setattr__(self, "exclude", exclude)
         if self.labels not in ("auto", "folder", "none"):
-            raise UsageError(f"labels is {self.labels!r}, not auto, folder or none")
+            raise UsageError(f"labels is {self.labels!r}, but must be auto, folder or none")
         for name, value in (("batch_size", self.batch_size), ("workers", self.workers)):
             if value is not None and (not isinstance(value, int) or value < 1):
-                raise UsageError(f"{name} is {value!r}, but must be a whole number from 1")
+                raise UsageError(f"{name} is {value!r}, but must be a whole number of at least 1")
 
     @classmethod
     def from_keywords(cls, given: Mapping[str, Any]) -> BuildOptions:

@@ -1,7 +1,7 @@
 """Chooses the way to search an index, by measurement: the fastest way that reaches a recall within a memory limit.
 
-The candidates are approximate searches of several kinds, and exact search. Some items are held out as queries: the
-approximate searches that they measure do not contain them. Half of the queries choose the settings; the other half
+The candidates are approximate searches of several kinds, and exact search. Some items are held out as queries; the
+approximate searches are measured without these items. Half of the queries choose the settings; the other half
 measure the recall that is recorded. After the measurement, the held-out items are added to the chosen search, which
 then replaces the previous one in one step; until then, the index does not change. See `simsearch.search.tuning`, and
 for binary codes `simsearch.indexing.tune_codes`.
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from simsearch.storage.index import Index
 
 LOCK_SECONDS, RECORD_LOCK_SECONDS = 1.0, 60.0
-"""Seconds to wait for another writer: before measuring, and to record the result, which would otherwise be lost."""
+"""Seconds to wait for another writer before measuring, and before recording the result.
+
+The second limit is longer, since giving up would then lose the measurement.
+"""
 
 
 def tune(index: Index, recall: float, memory: int | None = None, progress: Progress = no_progress) -> Choice:
@@ -44,7 +47,7 @@ def tune(index: Index, recall: float, memory: int | None = None, progress: Progr
     Raises UsageError for an invalid recall or memory, and IndexLockedError if another process is writing.
     """
     if not 0 < recall <= 1:
-        raise UsageError(f"the recall {recall} is not between 0 and 1")
+        raise UsageError(f"the recall is {recall}, but must be above 0 and at most 1")
     if memory is not None and memory < 1:
         raise UsageError(f"the memory is {memory} bytes, but must be at least 1")
     with index.writing(LOCK_SECONDS):  # fail now if the index is locked, not after minutes of measuring

@@ -40,7 +40,7 @@ def tune_codes(
     is writing.
     """
     if not 0 < recall <= 1:
-        raise UsageError(f"the recall {recall} is not between 0 and 1")
+        raise UsageError(f"the recall is {recall}, but must be above 0 and at most 1")
     with index.writing(tune.LOCK_SECONDS):  # fail now if the index is locked, not after minutes of training
         pass
     flat, rows = tune.open_flat(index)

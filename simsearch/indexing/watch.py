@@ -2,7 +2,8 @@
 
 The system reports changes (this needs the extra `[watch]`). Then the ordinary `sync` compares the whole sources with
 the index, so that nothing depends on the order or the completeness of the reports. A file that is still being written
-is indexed as it is, and again when it has changed. If a folder vanishes, its items stay in the index until it is back.
+is indexed as it is, and again when it has changed. If a folder vanishes, its items stay in the index; when it is back,
+it is compared with the index again.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def follow(
                 "no source is on this machine, so there is nothing to follow", hint="run `build` without --watch"
             )
         for root in sorted(places.gone - gone):
-            say(f"{root} is gone; its items stay until it is back")
+            say(f"{root} is gone; its items stay in the index")
         gone = places.gone
         due = True  # files may have changed before the watch began
         for changed in _reports(watch, index, places, stop):

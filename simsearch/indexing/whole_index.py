@@ -61,7 +61,7 @@ class WholeIndex:
     """The base class of `Engine`, with the methods that concern all items.
 
     `Engine` sets the attributes: the open index, the model that computed its features, and `snapshots`, the object that
-    returns the searches of the open index.
+    gives access to the searches of the open index.
     """
 
     opened_index: OpenIndex
@@ -144,8 +144,8 @@ class WholeIndex:
         pictures. In this case, the pixels of close pairs are compared as well, and decide if two items are linked.
         keep: the rule that chooses the first member of each group, one of `cleanup.keep.RULES`; None for the lowest id.
         against: another open index of the same model; only groups with items of both indexes are returned.
-        ignored: True to include groups that the user has marked as no duplicates.
-        exact: True to compare all pairs of a large index too.
+        ignored: True to include groups that the user has marked as not being duplicates.
+        exact: True to compare all pairs even in a large index, where some links may otherwise be missed.
         Raises UsageError for an invalid distance or rule, and ModelMismatchError if the features of `against` cannot be
         compared with those of this index.
         """
@@ -173,7 +173,8 @@ class WholeIndex:
     ) -> cleaning.Report:
         """Keeps one file of each group of duplicates, and moves, trashes or hard-links the other files.
 
-        keep: the rule that chooses the file that stays. keep, against, max_distance, exact: see `duplicates`.
+        keep: the rule that chooses the file that stays, as in `duplicates`.
+        against, max_distance, exact: as in `duplicates`.
         into: the folder to move files to, for the action "move" only.
         dry_run: True to change nothing and only return the plan.
         journal: the file to record the changes in, for `cleanup.restore.restore`; None for a new file in the current

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 CALIBRATE = "simsearch models --calibrate SOURCE -m FILE measures them, for AlexNet"
 """Hint of the error for weights without the ranges of activations, which int8 needs."""
 
-QUANTIZE = "simsearch models --calibrate SOURCE -m NAME|FILE.onnx writes an 8-bit copy, if its features agree"
-"""Hint of the error that a network that simsearch did not build cannot run in int8."""
+QUANTIZE = "simsearch models --calibrate SOURCE -m NAME|FILE.onnx writes an 8-bit copy if it agrees with float32"
+"""Hint of the error if int8 was requested for a network that simsearch did not build."""
 
 ENOUGH = 0.97
 """Int8 is used for a new index if its agreement with float32 (`ModelCard.agreement`) is at least this."""

@@ -101,7 +101,7 @@ def find_weights(name: str) -> WeightsFile:
         new = RENAMED[name]
         raise UsageError(f"the model {name} is called {new} now", hint=f'model="{new}"', shell_hint=f"--model {new}")
     elif name.endswith(".onnx"):
-        raise UsageError(f"{name} is an ONNX file, but this needs a .safetensors file that simsearch wrote")
+        raise UsageError(f"{name} is an ONNX file; a .safetensors file that simsearch wrote is needed")
     elif name.endswith(".safetensors") or os.sep in name:
         path = Path(name).expanduser().resolve()
         name = str(path)

@@ -124,7 +124,7 @@ class TrainingRecord:
 
     @classmethod
     def from_former(cls, entry: Mapping[str, Any]) -> TrainingRecord:
-        """Returns the record that a former version wrote into a file's header, as base64.
+        """Returns the record that a former version of simsearch wrote into a file's header, as base64.
 
         Raises TypeError or ValueError if the entry is invalid.
         """

@@ -151,7 +151,7 @@ def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def largest_network(path: Path) -> int:
-    """Returns the largest number of weights that a file of this size may declare.
+    """Returns the largest number of weights that a file may declare, which depends on its size.
 
     With this limit, a small file cannot fill the memory.
     """

@@ -101,7 +101,7 @@ def sorted_kernels(weights: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 _NOISE, _COLOURED = 1.3, 0.15
-"""Limits in `sorted_kernels`: of `rough`, above which a kernel is noise; of `colour`, above which it is coloured."""
+"""In `sorted_kernels`, a kernel is noise if `rough` exceeds _NOISE, else coloured if `colour` exceeds _COLOURED."""
 
 
 def plot(

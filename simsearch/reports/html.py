@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Table = tuple[str, Sequence[Sequence[str]]]
-"""A table's caption and its rows. The first row has the headings, and the first cell of each row its name."""
+"""A table's caption and its rows. The first row has the headings; each other row begins with its name."""
 
 
 def save_html(

@@ -164,7 +164,7 @@ class AnnIndex:
         permitted: NDArray[np.int64] | None,
         setting: AnnSettings | None = None,
     ) -> list[Neighbours]:
-        """Returns approximately the k permitted rows nearest to each of (nq, D) queries, with their exact distances.
+        """Returns the k permitted rows nearest to each of (nq, D) queries, found approximately, with exact distances.
 
         The search is exact if `can_answer` returns False. It returns fewer than k rows only if fewer are permitted.
         flat: the exact search over the same feature files.

@@ -1,4 +1,4 @@
-"""Reads, checks and renumbers the files of an approximate search.
+"""Reads and checks the files of an approximate search, and updates the row numbers in them after a compaction.
 
 A compaction removes deleted rows from the feature files, which changes the numbers of the other rows. `rows.npy` has
 the row number of each entry when the FAISS index was built; `rows.<n>.npz` has the row numbers after n compactions.
@@ -73,7 +73,7 @@ def read_settings(parameters: dict[str, Any]) -> AnnSettings:
 def check_rows(rows: NDArray[Any], covered: int) -> None:
     """Raises ValueError if `rows` are not valid row numbers of entries.
 
-    Each must be -1, for a removed row, or below `covered` and not the row of another entry.
+    Each must be -1, for a removed row, or else a number from 0 to `covered` - 1 that no other entry has.
     """
     if rows.dtype != np.int64 or rows.ndim != 1:
         raise ValueError("its row numbers are not a list of integers")

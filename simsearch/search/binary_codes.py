@@ -31,7 +31,7 @@ else:
     faiss = LazyModule("faiss")
 
 BLOCK = 2048
-"""Rows encoded at once."""
+"""Number of rows encoded at once."""
 
 _UNREADABLE = (*ann_files.UNREADABLE, WeightsError)
 """The errors that damaged files can cause while they are read."""
@@ -75,7 +75,7 @@ class BinaryCodeIndex(AnnIndex):
 def load(folder: Folder, parameters: dict[str, Any], compactions: int) -> AnnIndex:
     """Loads an approximate search of any kind: binary codes, or one of the kinds in `ann`.
 
-    parameters: those that `save` returned.
+    parameters: those that `AnnIndex.save` returned.
     compactions: the number of compactions of the feature files so far.
     Raises IndexDamagedError for damaged files, and SimsearchError for files that cannot be read for other reasons.
     """
@@ -187,6 +187,6 @@ def renumber(index: Folder, parameters: dict[str, Any], live: NDArray[np.int64],
 
 
 def faiss_bytes(index: Any) -> NDArray[np.uint8]:
-    """Returns a copy of the (n, bytes) codes in a binary FAISS index."""
+    """Returns a copy of the codes that a binary FAISS index has: (n, bytes) uint8."""
     codes: NDArray[np.uint8] = faiss.vector_to_array(index.xb).reshape(index.ntotal, index.code_size)
     return codes

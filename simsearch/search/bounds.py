@@ -1,10 +1,10 @@
 """Computes lower bounds on Euclidean distances from short codes of the features.
 
 A row x of features, minus their mean, is mapped to a point s(x) with w = d + 1 coordinates: the first d principal
-components of x, rotated so that they vary about equally, and the length of the rest of x. This never increases a
-distance: |s(x) - s(q)| <= |x - q|. The coordinates of s(x) are then rounded to a grid with 256 points in each
-dimension, `step` apart. The code of x is the position of its grid point, one byte for each coordinate. The squared
-distance of two codes is a whole number, so it is computed without rounding.
+components of x, rotated so that they vary about equally, and the length of the rest of x. If the axes of the components
+are exactly orthonormal, this never increases a distance: |s(x) - s(q)| <= |x - q|. The coordinates of s(x) are then
+rounded to a grid with 256 points in each dimension, `step` apart. The code of x is the position of its grid point, one
+byte for each coordinate. The squared distance of two codes is a whole number, so it is computed without rounding.
 
 error(x) is an upper bound of the distance between the exact s(x) and the grid point of x. It follows that
 
@@ -112,7 +112,8 @@ class Grid:
 class Bounds:
     """Computes two codes of each row or query: a narrow code, and a wide code, which has more bytes and is more exact.
 
-    `Sketch` compares the narrow codes of all rows, but the wide codes only of the rows that are then left.
+    `Sketch` compares the narrow code of a query with those of all rows. It compares the wide codes only for the rows
+    that the narrow codes do not exclude.
 
     mean: (D,) float32, subtracted from the features.
     axes: (d, D) float32, the principal components, nearly orthonormal.

@@ -62,8 +62,8 @@ class Threshold:
 
     reach: the largest distance at which the pixels of two pictures are compared. The pictures are near-identical if
     their pixels agree. If the reach is 0, no pixels are compared.
-    distance: the largest distance of near-identical pictures if their pixels are not compared. This is the case if the
-    reach is 0 or if one of the pictures cannot be read.
+    distance: the largest distance of near-identical pictures if their pixels are not compared. Pixels are not compared
+    if the reach is 0 or if one of the pictures cannot be read.
     copies: the fraction of changed copies that are found, by the name of the change (see `perturb.COPIES`).
     """
 

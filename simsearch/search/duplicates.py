@@ -1,7 +1,7 @@
 """Finds groups of near-identical items: different files whose features are near (`simsearch.search.near_rows`).
 
-Two items are near-identical if their distance is at most a threshold. But if the threshold was measured
-(`copy_threshold`), the pixels decide, for pairs up to slightly beyond it (`second_look`).
+Two items are near-identical if their distance is at most a threshold. If the threshold was measured (`copy_threshold`),
+the pixels decide instead (`second_look`), for pairs whose distance is at most slightly above the threshold.
 In a large index, not all pairs are compared; `checked` estimates how many near pairs are found. The groups may span two
 indexes of the same model: the index to clean up, and another index that it is compared with.
 """
@@ -62,7 +62,7 @@ class Member:
 
 
 Keep = Callable[[Sequence[Member]], int | None]
-"""A rule that returns the place of the member of a group to keep; None if no member meets the rule."""
+"""A rule that takes the members of a group and returns the place of the one to keep; None if none meets the rule."""
 
 
 def thumbnail(member: Member, shorter_side: int = 256) -> Image.Image | None:
@@ -96,9 +96,10 @@ def duplicate_groups(
     compared with its `near_rows.NEAREST` nearest items within the reach. Two such items are linked if their pixels
     agree or, if a picture cannot be read, if they are at most the threshold's distance apart.
     progress: called with the number of items compared so far and the number of all items.
-    exact: True to compare all pairs; False to accept missed links among more than `near_rows.EXACT` different items.
-    against: another index of the same model. Only groups with items of both indexes are then returned. Items of the
-    other index follow those of the first. A file that is in both indexes counts as an item of the other index.
+    exact: True to compare all pairs; False to allow missed links if more than `near_rows.EXACT` items differ.
+    against: another index of the same model. Only groups with items of both indexes are then returned. In a group, the
+    items of the other index come after those of the first index. A file that is in both indexes counts as an item of
+    the other index.
     keep: the rule that chooses each group's first member; None for the lowest id.
     allowance: the limits for reading pictures; None for the default limits.
     Raises UsageError for an invalid distance.

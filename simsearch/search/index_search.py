@@ -65,7 +65,7 @@ class IndexSearch:
         check_names(options, by_vector=True)
         variants = as_variants(vectors, self.index.meta.dimension)
         if len(without) not in {0, len(variants)}:
-            raise UsageError(f"`without` has {len(without)} lists of ids, but there are {len(variants)} vectors")
+            raise UsageError(f"`without` has {len(without)} lists of ids, but there are {len(variants)} queries")
         with self.index.reading() as reader:
             left_out = [existing_rows(reader, ids) for ids in without] or [[] for _ in variants]
             return self._shown(self._searcher(reader).search(variants, k, left_out, options))

@@ -45,8 +45,8 @@ class Listed(NamedTuple):
 
     rows: (m,).
     near: (m,) the squared distances between their codes and the query's code, ascending.
-    edge: a lower bound of the squared distances of the codes of the other permitted rows of the stripe; inf if there
-    are no others.
+    edge: a lower bound of these squared distances for the other permitted rows of the stripe; inf if there are no
+    others.
     """
 
     rows: NDArray[np.int64]

@@ -51,7 +51,7 @@ NEIGHBOURS, PROBES = 32, 16
 
 
 NEAREST, JUDGED = 8, 64
-"""A `Judge` decides about each row and its NEAREST nearest rows. It is asked about up to JUDGED pairs in one call."""
+"""A `Judge` decides about the pairs of each row with its NEAREST nearest rows, up to JUDGED pairs in one call."""
 
 _MEASURED = 1 << 16
 

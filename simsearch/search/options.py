@@ -113,11 +113,11 @@ OPTIONS = (
     SearchOption(
         "crop",
         "box",
-        "Search by this part of the query, from its upper left: pixels, or percent as in 0,50%,50%,50%.",
+        "Search by this part of the query: pixels, or percent as in 0,50%,50%,50%; X and Y count from the upper left.",
         changes_query=True,
         metavar="X,Y,W,H",
-        http_help="Search by this part of the upright query: x, y, width, height, from its upper left, in pixels or as"
-        ' texts in percent, such as "50%".',
+        http_help="Search by this part of the upright query: x, y, width, height, in pixels or as"
+        ' texts in percent, such as "50%"; x and y count from the upper left.',
     ),
     SearchOption(
         "plus",
@@ -140,7 +140,7 @@ OPTIONS = (
     SearchOption(
         "exact",
         "flag",
-        "Do not search approximately, even if the index could.",
+        "Search exactly, even if the index has an approximate search.",
     ),
     SearchOption(
         "dedup",
@@ -159,7 +159,7 @@ OPTIONS = (
     SearchOption(
         "flip",
         "flag",
-        "A mirrored picture counts as the same.",
+        "Also find images similar to the query's mirror image.",
         changes_query=True,
         checkbox="Mirrored ones too",
     ),
@@ -195,8 +195,8 @@ class SearchOptions(TypedDict, total=False):
 class PictureOptions(SearchOptions, total=False):
     """The options of a search by pictures or items: those of `SearchOptions`, and the following.
 
-    crop: (x, y, width, height), the part of the upright picture to search by, from its upper left, in pixels or in
-    percent ("50%").
+    crop: (x, y, width, height), the part of the upright picture to search by, in pixels or in percent ("50%"). x and y
+    are counted from the picture's upper left corner.
     flip: True to also find items that look like the mirror image.
     plus, minus: more pictures that matches should resemble, or not resemble. Each is a picture or the id of an item,
     alone or in a tuple (picture, weight).

@@ -1,4 +1,4 @@
-"""The types of a query, before and after its picture is decoded, and functions that check and convert them.
+"""The types of a query, before and after its picture is decoded, and functions that check and convert queries.
 
 Letters: n queries, v vectors of a query, D dimension, S side of the model's input in pixels.
 """
@@ -76,7 +76,7 @@ class PreparedQuery:
 
 
 def is_id(value: Any) -> bool:
-    """Returns True for an integer, which stands for the id of an item; False for True and False."""
+    """Returns True for an integer, which stands for the id of an item. A bool does not count as an integer."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
@@ -103,11 +103,11 @@ def _as_numbers(values: Any, subject: str) -> NDArray[np.float32]:
     """
     try:
         if np.iscomplexobj(values):
-            raise ValueError("they are complex")
+            raise ValueError("the values are complex")
         with np.errstate(over="ignore"):
             return np.asarray(values, np.float32)
     except (TypeError, ValueError, OverflowError) as error:
-        raise UsageError(f"{subject} not made of numbers: {error}") from error
+        raise UsageError(f"{subject} not made of real numbers: {error}") from error
 
 
 def as_vector(values: Any, dimension: int) -> NDArray[np.float32]:

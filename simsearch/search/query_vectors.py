@@ -227,7 +227,7 @@ class QueryResolver:
         if image.whole:
             row = item.row if item is not None else self.reader.row_of(image.digest) if image.digest else None
         if row is None and image.pixels is None:
-            raise OutdatedQueryError("the index no longer has the features")
+            raise OutdatedQueryError("the index no longer has the features of the picture")
         if (row is None or image.mirrored is not None) and image.weights_sha256 != self.weights_sha256:
             raise OutdatedQueryError("the index was replaced by one with another model")
         return None if row is None else self.reader.shards.read(np.array([row]))[0].astype(np.float32)

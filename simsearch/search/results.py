@@ -23,9 +23,10 @@ else:  # only notebooks need it
 WORDS = (("copy", 0.75), ("close", 0.5), ("similar", 0.3), ("weak", 0.0))
 """The words shown for similarities, each with the smallest similarity that it stands for.
 
-copy: at most half as far from the query as an item's nearest neighbour usually is; the same picture, changed a little.
-close: nearer to the query than an item's nearest neighbour usually is.
-similar: a little farther than an item's nearest neighbour usually is.
+d stands for the usual distance of an item to its nearest neighbour (`similarity.Scale.nearest`).
+copy: at most d / 2 from the query; the same picture, changed a little.
+close: at most d from the query.
+similar: a little farther than d from the query.
 weak: not much nearer than a random item; a match only because nothing is nearer.
 """
 

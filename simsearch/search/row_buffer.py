@@ -34,8 +34,8 @@ class Near(NamedTuple):
 
     squared: (m,) their squared distances in float32, ascending.
     places: (m,) their places in the buffer.
-    best: the k-th smallest squared distance in float32 of the rows in the buffer and the rows in `others`, an argument
-    of `RowBuffer.near`, together; inf if there are fewer than k distances.
+    best: the k-th smallest squared distance in float32, among the rows in the buffer and the further rows that
+    `RowBuffer.near` is given as `others`; inf if there are fewer than k distances.
     """
 
     squared: NDArray[np.float32]

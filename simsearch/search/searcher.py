@@ -163,7 +163,7 @@ class Searcher:
         approximate search.
         """
         if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
-            raise UsageError(f"expand is {count!r}, not a whole number from 1")
+            raise UsageError(f"expand is {count!r}, but must be a whole number of at least 1")
         first: SearchOptions = {"where": options.get("where"), "exact": bool(options.get("exact"))}
         results = []
         found = self.search(queries, count, left_out, first)
@@ -219,7 +219,7 @@ def _checked_similarity(least: float | None) -> float:
 
 
 def checked_k(k: int) -> int:
-    """Returns k, the number of matches, as an int. Raises UsageError unless it is a whole number from 1."""
+    """Returns k, the number of matches, as an int. Raises UsageError unless it is a whole number of at least 1."""
     if not isinstance(k, int | np.integer) or isinstance(k, bool):
         raise UsageError(f"k is {k!r}, not a whole number")
     if k < 1:
@@ -232,8 +232,8 @@ def merge(variants: Sequence[Neighbours], left_out: Sequence[int], complete: boo
 
     variants: for each of the query's vectors, a list of its neighbours, nearest first.
     complete: True if each list has all rows. False if each list has only the rows nearest to its vector. Each
-    distance that is missing from a list is then unknown, but at least the last distance in the list. So rows are
-    dropped if their smallest known distance is larger than the smallest of the lists' last distances.
+    distance that is missing from a list is then unknown, but not smaller than the last distance in the list. So rows
+    are dropped if their smallest known distance is larger than the smallest of the lists' last distances.
     """
     if len(variants) == 1:
         near = variants[0]

@@ -1,7 +1,7 @@
 """Compares the pixels of pictures whose features are near, to find out which pictures are copies.
 
-`simsearch.images.likeness` compares the pixels. The distance of the features decides instead if one picture of a pair
-cannot be read, is too large, or is in a remote source. (Pictures are not downloaded for a comparison.)
+`simsearch.images.likeness` compares the pixels. If one picture of a pair cannot be read, is too large, or is in a
+remote source, the distance of the features decides instead. (Pictures are not downloaded for a comparison.)
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Allowance:
     """The limits for reading pictures. If a picture exceeds them, the distance of the features decides.
 
     budget: the limit of the memory for decoding. Before a picture is decoded, the budget's method `hold` waits for free
-    memory. In a subclass, `hold` may raise ImageError instead; the picture is then not read.
+    memory. The `hold` of a subclass of `MemoryBudget` may raise ImageError instead; the picture is then not read.
     largest: the largest number of pixels of a picture.
     views: the number of views to keep in memory. A view is the small version of a picture that is compared.
     """

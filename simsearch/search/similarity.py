@@ -1,9 +1,9 @@
 """Turns distances into similarities, on a scale that is measured for each index.
 
-A similarity is 1 at distance 0, and 0.5 at the median distance of an item to its nearest neighbour. It is 0 from the
-median distance of two random items on, and linear between these points. So a similarity above 0.5 means that a match is
-nearer than the nearest neighbours in this index usually are. A match can be the nearest of all items and still have a
-low similarity.
+A similarity is 1 at distance 0, and 0.5 at the median distance of an item to its nearest neighbour. It is 0 at the
+median distance of two random items and beyond, and linear between these points. So a similarity above 0.5 means that a
+match is nearer than the nearest neighbours in this index usually are. A match can be the nearest of all items and still
+have a low similarity.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ SAMPLE = 512
 """Number of random items whose pairwise distances are measured; all items if the index has at most this number."""
 
 QUERIES, FEWEST, CELLS = 256, 32, 1 << 24
-"""Largest and smallest number of items whose nearest neighbours `measure` searches, and number of distances.
+"""Largest and smallest number of items whose nearest neighbours `measure` searches, and a limit for distances.
 
-In a large index, `measure` takes fewer than QUERIES items, so that it computes at most CELLS distances, but never fewer
-than FEWEST items.
+In a large index, `measure` takes fewer than QUERIES items, so that it computes at most CELLS distances. But it takes at
+least FEWEST items, even if this needs more distances.
 """
 
 NEIGHBOURS = 16
@@ -47,7 +47,7 @@ QUICK = 2048
 TYPICAL = 0.5
 """The assumed ratio of `Scale.nearest` to `Scale.random` if neither was measured.
 
-It is 0.51 for the photographs of Corel, and 0.56 for those of clothing.
+The measured ratio is 0.51 for the Corel photographs, and 0.56 for the clothing photographs.
 """
 
 
@@ -159,7 +159,7 @@ def _squared(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
 
 
 def _sound(features: NDArray[Any]) -> NDArray[Any]:
-    """Returns the rows of (n, D) features that have only finite values. Damaged files can have other rows."""
+    """Returns the rows of (n, D) features that have only finite values. Damaged files can have other values."""
     sound: NDArray[Any] = features[np.isfinite(features).all(1)]
     return sound
 

@@ -48,10 +48,17 @@ BATCH = 8
 """From this number of queries on, one thread searches for each query; for fewer, several threads share each."""
 
 PRODUCTS, GROUP = 1 << 22, 32
-"""Largest number of distances in a table; number of rows in a group. Seeds are chosen by each group's best distance."""
+"""Largest number of distances in a table, and number of distances in a group.
+
+For each query, the distances in the table are divided into groups. Seeds are chosen by the smallest distance of each
+group.
+"""
 
 FEW = 64
-"""With fewer seeds than this, comparing each row with each seed is faster than `np.isin`. FIRST uses FEW as well."""
+"""With fewer seeds than this, comparing each row with each seed is faster than `np.isin`.
+
+FEW is also a part of the number of candidates for seeds (see `FIRST`).
+"""
 
 LONGEST = 1e18
 """Distances below this have squares that float32 can hold."""
@@ -241,7 +248,7 @@ class Sketch:
         return self._finish(query, rows, self._wide_squares(query, rows), known, task)
 
     def _limit(self, query: _Query, distance: float) -> float:
-        """Returns the largest squared distance of narrow codes between the query and a row within `distance` of it.
+        """Returns the largest squared distance between the narrow codes of the query and a row within `distance` of it.
 
         The narrow code of an odd row (see `odd`) can be farther away.
         """

@@ -207,11 +207,11 @@ def _race(
     recall: float,
     memory: int | None,
 ) -> tuple[list[dict[str, Any]], list[AnnSettings]]:
-    """Measures each kind of approximate search on a random part of the rows.
+    """Compares the kinds of approximate search on a random part of the rows.
 
     entries: (n,) the rows to search in. projected: (n, d) their projections.
-    Returns the results of each kind, and the settings that reach the recall. The setting that is expected to be the
-    fastest with all rows comes first.
+    Returns the results of the kinds that were tried, and the settings that reach the recall. The setting that is
+    expected to be the fastest with all rows comes first.
     """
     some = np.sort(np.random.default_rng(2).choice(len(entries), min(RACE, len(entries)), replace=False))
     part = Benchmark.of(flat, entries[some], queries)
@@ -253,9 +253,9 @@ def _race(
 
 
 def _settings(start: AnnSettings) -> Iterator[AnnSettings]:
-    """Yields settings that have at least the candidates and the effort of `start`, from cheap to expensive.
+    """Yields settings whose `candidates` and `effort` are at least those of `start`, from cheap to expensive.
 
-    Assumes that one more candidate takes as much time as three more units of effort.
+    Assumes that one more candidate takes as much time as an increase of `effort` by 3.
     """
     pairs = [(c, e) for c in CANDIDATES for e in EFFORTS[start.kind] if c >= start.candidates and e >= start.effort]
     for candidates, effort in sorted(pairs, key=lambda pair: 3 * pair[0] + pair[1]):
@@ -265,7 +265,8 @@ def _settings(start: AnnSettings) -> Iterator[AnnSettings]:
 def _measure(made: AnnIndex, benchmark: Benchmark, recall: float) -> Choice | None:
     """Returns the measurements of the cheapest setting that reaches the recall on both halves of the queries, or None.
 
-    A setting that reaches the recall on the first half is tried on the second half, whose recall is in the result.
+    A setting that reaches the recall on the first half is tried on the second half. The result contains the recall on
+    the second half.
     """
     flat, queries, rows = benchmark.flat, benchmark.queries, benchmark.rows
     half = len(queries) // 2

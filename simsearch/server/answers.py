@@ -47,7 +47,7 @@ class Match(_Item):
 
 Notes = Annotated[
     list[str],
-    Field(description="If nothing was found: a sentence about each condition that no item meets, with similar values."),
+    Field(description="If nothing was found: a sentence about each condition that no item meets, with suggestions."),
 ]
 
 
@@ -121,7 +121,7 @@ class DuplicateGroups(BaseModel):
         ),
     ]
     copies: Annotated[
-        dict[str, float], Field(description="For each kind of change, the fraction of changed copies that are found.")
+        dict[str, float], Field(description="For each change, such as JPEG 50, the fraction of changed copies found.")
     ]
     complete: Annotated[bool, Field(description="False if not all pairs of a large index were compared.")]
     keep: str

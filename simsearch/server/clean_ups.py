@@ -1,8 +1,8 @@
 """Moves duplicates away for clients of the service, and brings them back; uses `simsearch.curation.cleanup`.
 
-Only one clean-up runs at a time. It holds the writer lock of the index, so that its groups cannot change meanwhile.
-Each action is written to a journal before it begins. Clients name a journal by a file name from `listing`, never by a
-path. The place that files are moved to is set when the service is started, not by clients.
+Only one clean-up runs at a time. It holds the writer lock of the index, so that the groups of duplicates
+cannot change meanwhile. Each action is written to a journal before it begins. Clients name a journal by a file name
+from `listing`, never by a path. The place that files are moved to is set when the service is started, not by clients.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class CleanUpRequest(Body):
     groups: Annotated[list[Choice], Field(min_length=1, max_length=MOST_GROUPS)]
     action: Annotated[
         Literal["move", "trash"] | None,
-        Field(description="The action that the client expects; refused if this service takes the other action."),
+        Field(description="The action the client expects. The request is refused if this service takes the other one."),
     ] = None
     max_distance: _Distance = None
     dry_run: Annotated[bool, Field(description="False to move the files; True to only return the plan.")] = True
@@ -67,7 +67,7 @@ class CleanUpRequest(Body):
                 continue
             items = [number for number in [*keep, *go] if isinstance(number, int)]
             if len(set(items)) < len(items):
-                raise PydanticCustomError("twice", "groups names an item twice in keep and go of a group")
+                raise PydanticCustomError("twice", "groups has a group whose keep and go name an item twice")
 
 
 class UndoRequest(Body):

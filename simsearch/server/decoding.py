@@ -22,7 +22,7 @@ SMALL_BYTES = 64 << 20
 """Pictures that need more bytes than this for decoding (16 megapixels in RGB) take the large lane."""
 
 WAITING, ITEMS_WAITING = 4, 16
-"""The most large pictures in requests, and of items, that wait or are being decoded. Others get status 429."""
+"""How many large pictures may wait or be decoded at once: from requests, and of items. Others get status 429."""
 
 GIVING_WAY, MOMENT = 0.25, 0.002
 """The most seconds that a step of long work waits for searches, and the seconds between two checks."""

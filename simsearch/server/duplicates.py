@@ -328,7 +328,7 @@ def _check_current(engine: Engine, group: Group) -> None:
 
 
 def _reason_to_stay(engine: Engine, member: near.Member) -> str:
-    """Returns the reason why this service may never move a member's file; empty if it may."""
+    """Returns the reason why this service must not move the file of a group's member; empty if it may move it."""
     opened = engine.opened_index
     if isinstance(opened, Index) and member.source.root == uploads.manifest_path(engine):
         return _UPLOADED

@@ -51,7 +51,7 @@ _DUE = {
     "string_too_long": "at most {max_length} characters long",
     "missing": "given",
 }
-"""The end of the message "PARAMETER must be ...", by pydantic's type of error, whose context fills in the {names}."""
+"""The end of the message "PARAMETER must be ...", by pydantic error type; the error's context fills in the {names}."""
 
 
 def reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

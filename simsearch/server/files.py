@@ -19,7 +19,7 @@ CHUNK = 1 << 16
 
 
 class FileResponse(Response):
-    """A response with the content of an open file. The response closes the file at its end.
+    """A response with the content of an open file. The file is closed when the response ends.
 
     pool: threads for reading. done: called when the response has ended.
     """

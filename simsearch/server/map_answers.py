@@ -18,14 +18,18 @@ class MapField(BaseModel):
         Field(description="For each item, the position of its category in `names`; null for no category."),
     ] = []
     values: Annotated[
-        list[float | None], Field(description="For each item, its value of a field of numbers; null for no value.")
+        list[float | None], Field(description="If `kind` is number: the value of each item; null for no value.")
     ] = []
     notes: Annotated[list[str], Field(description="For each cluster, where its name comes from.")] = []
 
 
 class Map(BaseModel):
     items: Annotated[
-        Count, Field(description="Items on the map and still in the index. The lists below have these items.")
+        Count,
+        Field(
+            description="Number of items on the map that have not been removed or changed since it was drawn. `ids`, "
+            "`x`, `y` and `paths` have one entry for each."
+        ),
     ]
     added: Annotated[Count, Field(description="Items that were added or changed since the map was drawn.")]
     removed: Annotated[Count, Field(description="Items that were removed or changed since the map was drawn.")]
@@ -40,7 +44,7 @@ class Map(BaseModel):
     representatives: Annotated[
         list[int],
         Field(
-            description="Positions of items in the lists, ordered so that the first n cover the map evenly, for any n."
+            description="Indices of items in the lists, ordered so that the first n cover the map evenly, for any n."
         ),
     ]
 

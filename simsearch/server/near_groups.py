@@ -40,7 +40,7 @@ LOOKED = 64
 """The limit used instead of LINKED if pictures are also compared by their pixels, which takes longer."""
 
 DEFAULT_RULE = "largest"
-"""The rule that chooses kept pictures while groups are computed; for another rule, pictures are compared again."""
+"""Groups are computed with this rule for the picture to keep. For another rule, their pictures are compared again."""
 
 KEPT = 4
 """The most results kept in memory, for all indexes and distances together."""
@@ -55,7 +55,7 @@ ITEM_BYTES = 700
 """Bytes of memory for each item that is compared."""
 
 CALIBRATION_PIXELS = 16_000_000
-"""The most pixels of a picture from which copies are made to measure the usual threshold."""
+"""Only pictures with at most this many pixels are copied to measure the threshold."""
 
 PATIENCE = 10
 """A result is used for PATIENCE times the seconds that it took to compute, even if items are added meanwhile."""
@@ -99,7 +99,7 @@ class Found:
     complete: False if not all pairs were compared. seconds: the duration of the comparison. at: the monotonic time at
     the end of the comparison.
     copies: for each pair of items whose pixels have been compared so far, True if they are copies. A key is (kept id,
-    other id): the item of a group that `DEFAULT_RULE` keeps, and another item of the group.
+    other id): the item of a group that a rule keeps, and another item of the group.
     """
 
     generation: int

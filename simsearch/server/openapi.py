@@ -186,7 +186,7 @@ def search_body(model: type[SearchRequest], allow_urls: bool) -> Schema:
 
 
 def _form_fields(fields: Schema) -> Schema:
-    """Returns the schemas of the fields as in a form, in which a box is a text such as "10,10,80,60"."""
+    """Returns the schemas that the fields have in a form, where a box is a text such as "10,10,80,60"."""
     boxes = {
         option.http_field: {
             "type": "string",

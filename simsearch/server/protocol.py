@@ -171,7 +171,7 @@ class DeadlineProtocol(H11Protocol):
     # -- too many connections
 
     def _relieve(self) -> None:
-        """Closes the connections on which the service has waited longest, until MAX_CONNECTIONS are left."""
+        """Closes the connections that `_rank` puts first, until MAX_CONNECTIONS are left or the rest must stay open."""
         vars(self.server_state)["relieving"] = False
         alive: Any = [each for each in self.connections if not each.transport.is_closing()]
         found = [(rank, each) for each in alive if (rank := each._rank()) is not None]

@@ -25,7 +25,7 @@ MOST_TEXTS = sum(option.most or 0 for option in OPTIONS if option.kind in LISTS)
 
 
 SHOWN = 5
-"""Fields of a form that an error names."""
+"""The most fields of a form that an error message names."""
 
 
 async def read_search(request: Request, model: type[SearchRequest], settings: Settings) -> tuple[SearchRequest, str]:

@@ -68,10 +68,10 @@ Distance = Annotated[
     Query(
         ge=0,
         allow_inf_nan=False,
-        description="Largest distance of linked items; by default measured on changed copies.",
+        description="Largest distance of linked items; by default measured with changed copies of indexed images.",
     ),
 ]
-Keep = Annotated[Rule, Query(description="The rule that chooses the picture of each group to keep.")]
+Keep = Annotated[Rule, Query(description="The rule that chooses which picture of a group to keep.")]
 Again = Annotated[bool, Query(description="Draw another map if the index has changed since the last one.")]
 
 

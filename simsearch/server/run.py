@@ -136,7 +136,8 @@ def memory_for_requests(engines: Iterable[Engine], promised: int, batch: int) ->
     if promised - used < LEAST_MEMORY:
         need = -(-(used + LEAST_MEMORY) // 2**20)
         raise UsageError(
-            f"the service takes {used >> 20} MiB before the first request", hint=f"--memory {need} or more"
+            f"too little memory for requests: the service takes {used >> 20} MiB before the first request",
+            hint=f"--memory {need} or more",
         )
     return promised - used
 

@@ -37,7 +37,7 @@ Component = Annotated[float, Field(gt=-1e30, lt=1e30, allow_inf_nan=False)]
 
 
 def unknown(name: str, known: Sequence[str]) -> str:
-    """Returns an error message for an unknown name, with the most similar known name or all of them."""
+    """Returns an error message for an unknown name, with the most similar known name or all known names."""
     shown = name[:80].encode("utf-8", "replace").decode()
     return f"{shown} is not known here; {options.hint(shown, known, http=True)}"
 
@@ -95,7 +95,7 @@ class SearchRequest(Body):
     }
 
     image: Annotated[bytes, Field(json_schema_extra={"format": "binary"})] = b""
-    id: Annotated[ItemId, Field(description="An item's id; the item itself is left out.")] = 0
+    id: Annotated[ItemId, Field(description="An item's id; the item itself is not among the matches.")] = 0
     vector: Annotated[list[Component], FailFast(), Field(description="A feature vector to search by.")] = []
     url: Annotated[str, Field(max_length=MOST_URL, json_schema_extra={"format": "uri"})] = ""
 

@@ -34,7 +34,7 @@ from simsearch.storage.filters import Condition
 T = TypeVar("T")
 
 VIEWS_SHARE = 16
-"""While duplicates are searched, small versions of pictures to compare may take 1/VIEWS_SHARE of the memory."""
+"""During a search for duplicates, small versions of the compared pictures may take 1/VIEWS_SHARE of the memory."""
 
 READERS = 4
 """Number of threads that read the image files sent to clients."""

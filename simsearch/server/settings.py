@@ -17,7 +17,7 @@ DECODING, BODIES = 6, 2
 """Shares of the memory for decoding and for bodies, in tenths."""
 
 OTHER_NAMES = {"allow_host": "hosts", "key": "api_keys"}
-"""Options of `simsearch serve`, or parts of their names, that are called otherwise here."""
+"""Fields of `Settings` by the wrong names that users of `simsearch serve` may give for them."""
 
 _WHOLE = ("max_body", "max_pixels", "memory", "max_k", "in_flight", "batch_size")
 _NUMBERS = (*_WHOLE, "timeout", "body_timeout", "head_timeout")

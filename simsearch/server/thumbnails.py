@@ -65,7 +65,7 @@ def _kind(file: IO[bytes]) -> str | None:
 
 
 class Thumbnails:
-    """Makes small JPEGs, and keeps the last ones used in memory. Safe for several threads."""
+    """Makes small JPEGs, and keeps the most recently used ones in memory. Safe for several threads."""
 
     def __init__(self) -> None:
         self._cache: OrderedDict[tuple[bytes, int], bytes] = OrderedDict()

@@ -3,11 +3,11 @@
 Each row has a hash of 64 bits. The checksum of a table is the sum of the hashes of its rows, so it does not depend on
 the order of the rows. A transaction only subtracts the old hashes of the rows that it changes, and adds the new ones.
 
-The table `state` contains the checksums: `items_sum` (of items and failures), `sources_sum`, and `sums_of`. A failure
-is an image that could not be indexed. `sums_of` is the generation that the checksums belong to; the generation is a
-number that grows when the index changes. An older version of simsearch, which has no checksums, increases the
-generation but does not change `sums_of`. The next transaction of a newer version sees that the two numbers differ, and
-computes the checksums from all rows.
+The table `state` contains two checksums, `items_sum` (of items and failures) and `sources_sum`, and the number
+`sums_of`. A failure is an image that could not be indexed. `sums_of` is the generation that the checksums belong to;
+the generation is a number that grows when the index changes. An older version of simsearch, which has no checksums,
+increases the generation but does not change `sums_of`. The next transaction of a newer version sees that the two
+numbers differ, and computes the checksums from all rows.
 """
 
 from __future__ import annotations

@@ -103,9 +103,9 @@ class Connections:
     def transaction(self) -> Iterator[protection.Connection]:
         """Yields a connection for one durable transaction: commits at the end, or rolls back on an exception.
 
-        Switches a database without a write-ahead log to one. Older versions created such a database if a call of the
-        system failed at that moment. If a process is killed while it writes to such a database, it leaves a journal
-        file, and then the database cannot be opened.
+        Switches a database without a write-ahead log to one. Older versions could create a database without a log, if
+        a system call failed. If a process is killed while it writes to such a database, it leaves a journal file, and
+        then the database cannot be opened.
         """
         with self.borrow() as connection:
             if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):

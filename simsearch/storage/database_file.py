@@ -162,7 +162,7 @@ class DatabaseFile:
             except OSError:
                 continue  # SQLite will report the reason
             if not any(beginning == each or _cut_short(beginning, each) for each in beginnings):
-                raise IndexDamagedError(f"{path} is no part of an index")
+                raise IndexDamagedError(f"{path} is not part of an index")
 
     def _connect_without_log(self, path: Path, error: sqlite3.Error) -> protection.Connection:
         """Connects read-only if SQLite cannot create -wal and -shm files on a full or write-protected disk.

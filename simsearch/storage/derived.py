@@ -87,7 +87,7 @@ def read_array(folder: Folder, name: str) -> NDArray[Any]:
     except Exception as error:  # hostile headers make NumPy raise nearly anything
         raise IndexDamagedError(f"{folder.path / name}: {error}") from error
     if not isinstance(array, np.ndarray):
-        raise IndexDamagedError(f"{folder.path / name} is not one array")
+        raise IndexDamagedError(f"{folder.path / name} does not hold exactly one array")
     return array
 
 

@@ -45,11 +45,11 @@ _MAGIC = b"simsearch features\n"
 
 WITHOUT_HOLES = 1 << 30
 
-"""Size in bytes above which a file with holes is rejected; holes are parts of a file that were never written."""
+"""Size in bytes of all rows above which a file with holes is rejected; holes are parts that were never written."""
 
 _DESCRIPTORS = 6
 
-"""Number of file descriptors needed per file: one kept open, one to read and one to map, for two snapshots each."""
+"""Number of file descriptors needed per file: for each of two snapshots, one kept open, one to read, one to map."""
 
 
 def allow_files(count: int) -> None:
@@ -114,7 +114,7 @@ class FeatureFiles:
                     return error.errno in {errno.EMFILE, errno.ENFILE}
                 if rows * self.row_bytes > WITHOUT_HOLES and has_holes(opened[shard]):
                     _close(opened)
-                    raise IndexDamagedError(f"{self.path(shard)} has holes: most of it was never written")
+                    raise IndexDamagedError(f"{self.path(shard)} has holes: parts of it were never written")
         self._descriptors.update(opened)
         self._open_rows = rows
         return True

@@ -199,8 +199,8 @@ def check_fields(connection: sqlite3.Connection, wanted: Iterable[Condition], fo
 
     There are two such mistakes: a field that no item's metadata has, and a text after <, >, <= or >= although all
     values of the field in the metadata are numbers.
-    If no item was found, all conditions are checked. If items were found, only the conditions with "!=" are checked,
-    because all items meet such a condition if its field is misspelt and so no item has this field.
+    If no item was found, all conditions are checked. If items were found, only the conditions with "!=" are checked:
+    if the field of such a condition is misspelt, no item has the field, and so all items meet the condition.
     wanted: the conditions. found: the number of items that meet all conditions.
     """
     for condition in wanted:

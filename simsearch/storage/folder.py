@@ -35,7 +35,7 @@ _KINDS = {
 
 
 class NotRegularError(OSError):
-    """Something else is in the place of a file or folder of an index, such as a symbolic link or a device.
+    """Something else, such as a symbolic link or a device, is in the place of a file or folder of an index.
 
     wanted: what should be at the path, for the message.
     """

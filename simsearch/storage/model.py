@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from simsearch.storage.protocols import OpenIndex
 
 _BATCH = 32
-"""Number of images that the model computes at once."""
+"""Number of images whose features the model computes at once."""
 
 
 class IndexModel:
@@ -66,7 +66,8 @@ class IndexModel:
 
         For up to `registry.FEW` images, the model is loaded in a way that starts faster but computes more slowly. It is
         loaded again at the first call for more images.
-        expected: the number of images to compute; None if unknown. threads: True if several threads will use the model.
+        expected: the number of images whose features are needed; None if unknown.
+        threads: True if several threads will use the model.
         Raises UsageError if the weights file is missing, ModelMismatchError if the index was made with other weights,
         and IndexDamagedError if the principal components of the index are missing or damaged.
         """

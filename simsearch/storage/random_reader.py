@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FEW = 512
-"""Up to this number of rows, a call reads them one by one, and does not look for consecutive rows."""
+"""A call for at most this many rows reads them one by one, unless they are a single run of consecutive rows."""
 
 
 class RandomReader:

@@ -114,7 +114,7 @@ class Reader:
 
     def _state_value(self, key: str, value: Any) -> int:
         if type(value) is not int or value < 0:
-            raise IndexDamagedError(f"{self._path}: the state {key!r} is {str(value)[:40]!r}, not a number from 0")
+            raise IndexDamagedError(f"{self._path}: the state {key!r} is {str(value)[:40]!r}, not a whole number >= 0")
         return value
 
     def compactions(self) -> int:

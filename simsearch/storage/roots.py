@@ -22,8 +22,8 @@ def check(roots: Mapping[str, str], known: Sequence[SourceRow]) -> None:
     roots: the current location of each source that has moved, by its recorded root. The key may be "" if there is only
     one source. known: all recorded sources.
     Raises UsageError if a key is not a recorded root, if the key is "" but there are several sources, or if there is no
-    file or folder at a location. A source recorded on another machine may be given a location on another machine;
-    such a location is not looked up.
+    file or folder at a location. If both the recorded root of a source and its current location are on other machines,
+    the location is not checked.
     """
     hint = f"its sources: {', '.join(row.root for row in known)}"
     for old, new in roots.items():

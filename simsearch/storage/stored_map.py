@@ -39,7 +39,7 @@ _LENGTH = struct.Struct("<Q")
 class NamedCluster:
     """A cluster of a map.
 
-    name: the name to show. note: a remark for people on the origin of the name; empty if the name is a number.
+    name: the name to show. note: where the name comes from, a text to show; empty if the name is a number.
     """
 
     name: str
@@ -52,7 +52,7 @@ class StoredMap:
 
     ids: (n,) int64. contents: (n,) uint64, the `content_key` of each item. positions: (n, 2) float32.
     cluster_ids: (n,) int32, the cluster of each item, as an index into `clusters`.
-    generation: the index's counter of changes when its items were read; see `Reader.state`.
+    generation: the value of the index's counter of changes when the items were read; see `Reader.state`.
     facts: names and values for people to read.
     """
 

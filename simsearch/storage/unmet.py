@@ -1,4 +1,4 @@
-"""Tells which conditions no item meets, and the values that were probably meant."""
+"""Finds the conditions that no item meets, and suggests the values that were probably meant."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from simsearch.storage.protocols import ItemReader
 
 COMPARED = 1000
-"""Number of values of a field, the most frequent ones, with which a mistyped value is compared."""
+"""Maximum number of a field's values with which a mistyped value is compared; the most frequent values are taken."""
 
 CHECKED = 8
-"""Maximum number of values in conditions that are looked up; each takes one pass over the items."""
+"""Maximum number of values, of all conditions together, that are looked up; each takes one pass over the items."""
 
 SHOWN = 10
 """Maximum number of values of a field that a sentence lists."""
@@ -29,7 +29,7 @@ def unmet(
     """Returns a sentence about each condition that no item meets, with the values that the field has.
 
     For example "no item meets label=dgo; did you mean label=dog?". A condition with several values is looked up once
-    for each value. Only the first CHECKED values of all conditions are looked up.
+    for each value. Only the first CHECKED values of all conditions together are looked up.
     counts: returns the most frequent values of a field; None to use `reader.value_counts`.
     Raises UsageError for a field that no item has.
     """

@@ -1,4 +1,4 @@
-"""Compiles the network for the training device, sets the precision of its computations, reports a lack of memory."""
+"""Compiles the network for training, sets the precision of its computations, and reports a lack of memory."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def read_names(path: Path) -> dict[str, str]:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise UsageError(f"{path} is not a table of label, tab, name") from error
+        raise UsageError(f"{path} is not a table whose lines are a label, a tab and a name") from error
 
 
 def check_image_size(job: TrainingJob) -> None:
@@ -109,7 +109,7 @@ def check_image_size(job: TrainingJob) -> None:
     least, most = SIDES[job.architecture]
     if not least <= job.config.image_size <= most:
         hints = setting_hint("image_size", f"{least} or more" if most > least else least)
-        raise UsageError(f"{job.architecture} cannot take {job.config.image_size} pixels", **hints)
+        raise UsageError(f"{job.architecture} cannot take images of {job.config.image_size} pixels a side", **hints)
 
 
 def check_output(job: TrainingJob) -> None:
@@ -129,7 +129,7 @@ def check_output(job: TrainingJob) -> None:
         raise UsageError(f"freeze is {job.freeze!r}, which is not permitted", hint=suggestions.hint(job.freeze, FREEZE))
     if job.beside(".checkpoint").exists() and not (job.resume or job.overwrite):
         raise UsageError(
-            f"an interrupted training left {job.beside('.checkpoint')}",
+            f"an interrupted training left the checkpoint {job.beside('.checkpoint')}",
             hint="resume=True continues, overwrite=True starts over",
             shell_hint="--resume continues, --overwrite starts over",
         )

@@ -44,10 +44,10 @@ LOG_INTERVAL = 50
 """Steps between two rows of the log."""
 
 WORTH_COMPILING = 2_500
-"""A training on the CPU is compiled (in about 60 s) if its steps process at least this many images in total."""
+"""On the CPU, the network is compiled (in about 60 s) if the training processes at least this many images in total."""
 
 STOP_INTERVAL = 10
-"""With several processes, number of steps between two calls of `stop`, since each call waits for the GPU."""
+"""With several processes, number of steps between two calls of `stop`: to share its result, they wait for the GPU."""
 
 Log = Callable[[dict[str, Any]], None]
 

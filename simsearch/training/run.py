@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 Log = Callable[[dict[str, Any]], None]
 
 FEW = 10_000
-"""Number of images below which AlexNet learns little from random weights (scripts/reproduce/presets.py)."""
+"""With fewer images, AlexNet learns little if it starts from random weights (scripts/reproduce/presets.py)."""
 
 SAMPLED = 1024
 """Largest number of pictures that the checksum of the training data covers."""
@@ -249,7 +249,8 @@ def build(
     if start and arguments["image_size"] != job.config.image_size:
         size = arguments["image_size"]
         raise UsageError(
-            f"{job.start} takes {size} pixels, not {job.config.image_size}", **setting_hint("image_size", size)
+            f"{job.start} takes images of {size} pixels a side, not {job.config.image_size}",
+            **setting_hint("image_size", size),
         )
     check_image_size(job)
     network = networks_build.build_network(job.architecture, kind(**arguments))
@@ -279,13 +280,13 @@ def _device(name: str) -> torch.device:
     if processes > 1 and chosen.startswith("cuda:"):
         raise UsageError(
             f"{processes} processes cannot share {chosen}",
-            hint='device="cuda" gives each a GPU of its own',
-            shell_hint="--device cuda gives each a GPU of its own",
+            hint='device="cuda" gives each process a GPU of its own',
+            shell_hint="--device cuda gives each process a GPU of its own",
         )
     if processes > 1 and chosen == "cuda" and processes > gpus:
         start = f"torchrun --nproc-per-node {gpus}"
         raise UsageError(
-            f"{processes} processes need a GPU each, and there are {gpus}",
+            f"{processes} processes need a GPU each, but the number of GPUs is {gpus}",
             hint=f'{start}, or device="cpu"',
             shell_hint=f"{start}, or --device cpu",
         )

@@ -36,7 +36,7 @@ def test_folder_without_pictures_among_others(run, pictures, tmp_path):
 def test_words_are_not_searched_for(run):
     done = run("query", "red car")
     assert done.code == 2
-    assert done.err.splitlines()[0] == "error: there is no picture 'red car', and words are not searched for"
+    assert done.err.splitlines()[0] == "error: there is no picture 'red car', and simsearch cannot search by words"
     assert done.err.splitlines()[1].startswith("hint: give a picture to search by")
 
 

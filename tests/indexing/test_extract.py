@@ -203,7 +203,7 @@ def test_gpu_too_small_for_one_image_is_error() -> None:
     def network(x: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(DeviceError, match="its memory does not hold one image"):
+    with pytest.raises(DeviceError, match="not enough memory for a single image"):
         TorchRunner(CellModel.recipe, "cpu").run(network, np.zeros((3, 16, 16, 3), np.uint8))
 
 

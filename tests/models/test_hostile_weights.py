@@ -133,7 +133,7 @@ def test_odd_headers_are_refused(tiny_weights: Path, tmp_path: Path, change: str
 def test_header_with_another_number_of_outputs_is_refused(tiny_weights: Path, tmp_path: Path) -> None:
     path = rewritten(tiny_weights, tmp_path / "w.safetensors", set_argument(num_classes=4))
     model = OnnxModel(find_weights(str(path)), few=True)
-    with pytest.raises(WeightsError, match="the header says 4 logits an image, but the network gives 5"):
+    with pytest.raises(WeightsError, match="the header says 4 logits per image, but the network gives 5"):
         model.logits(np.zeros((1, 63, 63, 3), np.uint8))
 
 

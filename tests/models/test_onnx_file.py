@@ -133,7 +133,7 @@ def test_several_inputs_and_outputs(tmp_path, pixels):
         ('{"mean": 0.5}', "mean is 0.5, not three numbers"),
         ('{"mean": [1, 2]}', "not three numbers"),
         ('{"std": [1, 0, 1]}', "not three numbers above 0"),
-        ('{"std": [1, NaN, 1]}', "NaN is not a number of JSON"),
+        ('{"std": [1, NaN, 1]}', "NaN is not a valid number in JSON"),
         ('{"scale": -1}', "scale is -1"),
         ('{"interpolation": "area"}', "one of bilinear, bicubic, lanczos"),
         ('{"colour": []}', "one of RGB, BGR"),
@@ -160,7 +160,7 @@ def test_missing_files(file, tmp_path):
     ("shape", "said"),
     [
         (("b", 4, 16, 16), "not float32"),
-        (("b", 3, 16, 20), "images are square"),
+        (("b", 3, 16, 20), "square images"),
         (("b", 3), "not float32"),
         ((5000, 3, 16, 16), "at most 1,024"),
         (("b", 3, 4096, 4096), "the largest permitted is 2048"),

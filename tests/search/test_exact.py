@@ -194,7 +194,7 @@ def test_vector_errors(tmp_path: Path) -> None:
         assert len(engine.search_by_vector([[0, 0, 0, 0]])) == 3  # type: ignore[arg-type]
         for bad, message in (
             (np.full((1, 4), 1e300), "not finite"),
-            ([["a"] * 4], "not made of numbers"),
+            ([["a"] * 4], "not made of real numbers"),
             (np.zeros(4), "shape"),
             (np.zeros((2, 3)), "shape"),
         ):

@@ -192,7 +192,7 @@ def test_bad_vectors(engine):
         for bad, reason in (
             (np.zeros(3), "3 dimensions, but the index has 12"),
             ([np.nan] * 12, "not finite"),
-            (["a"] * 12, "not made of numbers"),
+            (["a"] * 12, "not made of real numbers"),
         ):
             with pytest.raises(UsageError, match=reason):
                 resolver.prepare_vector(bad)

@@ -376,7 +376,7 @@ def test_journal_of_a_stranger_is_not_rolled_back(index: Path, precious: Path) -
     for command in (["info"], ["verify"], ["remove", "id:1", "--yes"]):
         code, stderr = run(*command, "-i", str(index))
         assert code == 3
-        assert "items.sqlite-journal is no part of an index" in stderr
+        assert "items.sqlite-journal is not part of an index" in stderr
     assert (index / "items.sqlite-journal").exists()
 
 

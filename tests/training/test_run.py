@@ -147,7 +147,7 @@ def test_odd_sets_get_a_note_and_train(pics, tmp_path):
 def test_sets_that_cannot_be_trained_on(pics, tmp_path):
     out = tmp_path / "w.safetensors"
     refused(
-        simsearch_("train", pics / "red", "-o", out, *QUICK), "no image has a label", "hint: one folder for each class"
+        simsearch_("train", pics / "red", "-o", out, *QUICK), "no image has a label", "hint: use a folder for each class"
     )
     (tmp_path / "one" / "red").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "one" / "red" / "x.png")
@@ -252,14 +252,14 @@ def test_metric_objective_from_command_line(trained, tmp_path):
 @pytest.mark.parametrize(("network", "side"), [("alexnet", 62), ("alexnet", 2000), ("lenet5", 28), ("convnet4", 14)])
 def test_inputs_that_a_network_cannot_take(pics, tmp_path, network, side):
     arguments = ("train", pics, "-o", tmp_path / "w.safetensors", "--model", network, "--set", f"image_size={side}")
-    refused(simsearch_(*arguments), f"{network} cannot take {side} pixels")
+    refused(simsearch_(*arguments), f"{network} cannot take images of {side} pixels")
 
 
 def test_gpus_for_several_processes(pics, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(run, "choose_device", lambda name: name)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UsageError, match="2 processes need a GPU each, and there are 1"):
+    with pytest.raises(UsageError, match="2 processes need a GPU each, but the number of GPUs is 1"):
         run.fit(job(pics, tmp_path / "w.safetensors", device="cuda"))
     with pytest.raises(UsageError, match="2 processes cannot share cuda:1"):
         run.fit(job(pics, tmp_path / "w.safetensors", device="cuda:1"))

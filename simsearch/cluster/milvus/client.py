@@ -282,7 +282,10 @@ class MilvusClient:
         return [dict(row) for row in self._query(where, list(fields), strong)]
 
     def scan(self, where: str, fields: Sequence[str], highest: int, *, strong: bool = False) -> Iterator[list[Any]]:
-        """Yields the rows that meet `where`, by id: a list for every SPAN ids up to `highest`. strong: see `count`."""
+        """Yields the rows that meet `where`, in order of id: a list for every SPAN ids up to `highest`.
+
+        strong: see `count`.
+        """
         for first in range(0, highest + 1, SPAN):
             within = f"id >= {first} and id < {first + SPAN}"
             rows = self.query(f"{within} and ({where})" if where else within, ["id", *fields], strong=strong)

@@ -61,8 +61,8 @@ class _Flat:
         """Finds exactly the k nearest items to each of (nq, D) queries, and the items that tie with the k-th.
 
         permitted: the items to search; None for all.
-        Raises UsageError if the collection has an approximate index, and `permitted` is None or has more than DIRECT
-        items. Otherwise, all permitted items of such a collection are fetched, and so searched exactly.
+        In a collection with an approximate index, all permitted items are fetched, to be searched exactly. Raises
+        UsageError for such a collection if `permitted` is None or has more than DIRECT items.
         """
         kind = self.reader.collection.kind
         if kind not in EXACT and (permitted is None or len(permitted) > DIRECT):

@@ -219,7 +219,7 @@ def make_folders(path: str) -> list[str]:
 
 
 def sync_folders(*paths: str) -> None:
-    """Flushes the folders that contain the given files to disk, if the file system supports that. Raises OSError."""
+    """Flushes the parent folders of the given paths to disk, if the file system supports that. Raises OSError."""
     for folder in dict.fromkeys(os.path.dirname(path) for path in paths):
         try:
             sync_folder(folder)

@@ -26,7 +26,7 @@ Groups = list[list[Member]]
 
 
 def without_ignored(index: OpenIndex, groups: Groups) -> Groups:
-    """Returns the groups that are not ignored. A group is ignored if an ignored group contains all of its files.
+    """Returns the groups that are not ignored. A group is ignored if a group in `ignored.json` has all of its files.
 
     Raises IndexDamagedError if `ignored.json` is damaged.
     """
@@ -91,7 +91,7 @@ def _read(index: OpenIndex) -> list[list[str]]:
     try:
         groups = outside_json.parse(folder.read(FILE, outside_json.LIMIT))["ignored"]
         if not all(isinstance(group, list) and all(isinstance(each, str) for each in group) for group in groups):
-            raise ValueError("not lists of checksums")
+            raise ValueError("it does not contain lists of checksums")
     except OSError as error:
         raise error_for(place, error) from error
     except (KeyError, TypeError, ValueError) as error:

@@ -104,7 +104,7 @@ class JournalError(UsageError):
 
 
 class Journal:
-    """Creates a journal and writes its lines; each line is on disk when the method returns.
+    """Creates a journal and writes its lines. A method that writes a line returns when the line is on disk.
 
     path: the path of the journal to create. action: one of ACTIONS. index: the name of the index.
     Raises UsageError if the file exists or cannot be created; the methods raise JournalError if a line cannot be
@@ -220,7 +220,7 @@ def read_journal(path: Path) -> list[Record]:
             if "do" in values:
                 entry = _entry(values)
                 if entry.n in records:
-                    raise ValueError(f"action {entry.n} is there twice")
+                    raise ValueError(f"action {entry.n} is announced twice")
                 records[entry.n] = Record(entry)
                 continue
             record = records[values["n"]]

@@ -62,9 +62,9 @@ class KeepRule:
     def __call__(self, members: Sequence[Member]) -> int | None:
         """Returns the position in `members` of the member to keep; None if the rule permits none of them.
 
-        A link is never chosen. A picture of the user's index in an archive or a table is only chosen if the rule
-        permits no separate file. This does not apply to another index that the user's index is compared with: its
-        pictures are chosen like separate files. Of equally good members, the first is chosen.
+        A link is never chosen. A picture in an archive or a table is chosen only if the rule permits no separate file.
+        This does not apply to pictures of another index that the user's index is compared with: they are chosen like
+        separate files. Of equally good members, the first is chosen.
         """
         places = [place for place, member in enumerate(members) if self.permits(member)]
         if any(is_file(members[place]) for place in places):

@@ -19,7 +19,7 @@ from simsearch.errors import UsageError
 
 
 def check_available() -> None:
-    """Raises UsageError on systems whose desktop has no trash by freedesktop.org: macOS and Windows."""
+    """Raises UsageError on macOS and Windows, whose trash does not follow the specification of freedesktop.org."""
     if sys.platform in ("darwin", "win32"):
         raise UsageError(
             "this system has no trash as freedesktop.org specifies it",
@@ -69,9 +69,10 @@ def _home_trash() -> str:
 
 
 def _above_trash(folder: str) -> str:
-    """Returns the folder directly in the mount point for a file system's trash: `.Trash` or `.Trash-UID`.
+    """Returns the folder of a file system's trash that is directly in the mount point: `.Trash` or `.Trash-UID`.
 
-    folder: the trash. For `.Trash/UID` in the mount point, the result is `.Trash`; for `.Trash-UID`, it is `folder`.
+    folder: the trash. If it is `.Trash/UID`, the result is its parent, `.Trash`. If it is `.Trash-UID`, the result is
+    `folder` itself.
     """
     return os.path.dirname(folder) if os.path.basename(os.path.dirname(folder)) == ".Trash" else folder
 

@@ -1,4 +1,4 @@
-"""Reads cameras' raw files with rawpy (extra `[raw]`): the JPEG preview or, if it is small, the developed image."""
+"""Reads cameras' raw files with rawpy (extra `[raw]`): a large JPEG preview or, without one, the developed image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def opened(file: IO[bytes], name: str, largest: int) -> Image.Image:
     """Returns the JPEG preview of a raw file or, if there is none or it is small, the developed image.
 
     A preview is small if its longer side has less than half the pixels of the raw image's longer side.
-    name: the format, for messages. largest: the most pixels of an image that may be developed. Raises ImageError.
+    name: the format, for messages. largest: raw images with more pixels are not developed. Raises ImageError.
     """
     raw_py = _library(name)
     file.seek(0)
@@ -40,7 +40,7 @@ def opened(file: IO[bytes], name: str, largest: int) -> Image.Image:
             half = width * height > LARGE_PIXELS
             return Image.fromarray(raw.postprocess(use_camera_wb=True, half_size=half, output_bps=8))
     except raw_py.LibRawError as error:
-        raise ImageError(f"a damaged or unknown raw file of a camera ({name})") from error
+        raise ImageError(f"a camera's raw file ({name}) that is damaged or of an unknown kind") from error
 
 
 def memory(file: IO[bytes]) -> int:

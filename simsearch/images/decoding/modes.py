@@ -21,7 +21,10 @@ _ALPHA_MAY_BE_UNUSED = frozenset({"ICO", "CUR", "TGA", "DDS", "TIFF"})
 """Formats whose alpha is ignored if it is 0 everywhere while the colours vary."""
 
 _HIGHLIGHTS = 16
-"""A float image with no larger value is on the scale 0..1. Lamps and sharpened edges may be brighter than white (1)."""
+"""A float image counts as on the scale 0..1 if its largest value is at most this.
+
+Lamps and sharpened edges may be brighter than white (1).
+"""
 
 
 def to_rgb(image: Image.Image, top: float | None = None) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Recognises WebP, AVIF and HEIC files of which only the beginning was written, and the rest is zeros.
+"""Recognises incomplete WebP, AVIF and HEIC files: only the beginning was written, and the rest is zeros.
 
 Their decoders show such a file as a picture. The checks for PNG and JPEG are in `png_data` and `jpeg`.
 """
@@ -14,9 +14,10 @@ FORMATS = frozenset({"WEBP", "AVIF", "HEIF"})
 """The formats, as Pillow calls them, that `is_padded` knows."""
 
 _LEAST, _SHARE, _WEBP_SHARE = 64, 0.02, 0.25
-"""A file is padded if this number, and this share, of the last bytes of its image data are zeros.
+"""Least number of zeros at the end of a padded file's image data, and their least share of the data.
 
-Of whole files, a seventh of a WebP can be zeros, where the picture has one colour. AVIF and HEIC never end with zeros.
+In a complete WebP, a seventh of the data can be zeros, where the picture has one colour. Therefore, WebP has a share of
+its own. Complete AVIF and HEIC files never end with zeros.
 """
 
 _MOST_PARTS = 1000

@@ -31,13 +31,16 @@ _PRIMARIES: dict[int, Primaries] = {
     9: (*_D65, 0.708, 0.292, 0.170, 0.797, 0.131, 0.046),
     12: (*_D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
 }
-"""By their number in ITU-T H.273, "coding-independent code points" (CICP)."""
+"""The supported primaries, by their number in ITU-T H.273, "coding-independent code points" (CICP)."""
 
 _GAMMAS = {1: 0.0, 2: 0.0, 6: 0.0, 13: 0.0, 14: 0.0, 15: 0.0, 4: 2.2, 5: 2.8, 8: 1.0}
-"""By the number of the transfer characteristics in H.273: the exponent of the curve, 0 for the curve of sRGB."""
+"""The exponent of the curve, 0 for the curve of sRGB, by the number of the transfer characteristics in H.273."""
 
 _USUAL_GAMMA, _NEAR, _GAMMA_RANGE = 0.45455, 0.05, (0.2, 5.0)
-"""A gAMA within this share of the usual value means the curve of sRGB, and values out of the range are ignored."""
+"""A gAMA that differs from `_USUAL_GAMMA` by at most this share (`_NEAR`) means the curve of sRGB.
+
+The exponent of the curve is 1 / gAMA. If the exponent is outside `_GAMMA_RANGE`, the gAMA is ignored.
+"""
 
 FORMATS = frozenset({"PNG", "BMP", "JPEG2000", "AVIF", "HEIF"})
 """The formats, as Pillow calls them, for which `found_profile` looks."""

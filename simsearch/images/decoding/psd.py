@@ -22,7 +22,10 @@ _ICC_PROFILE = 1039
 _MOST_RESOURCES = 4096
 _BITMAP, _INDEXED, _LAB, _CMYK = 0, 2, 9, 4
 _MODES = {_BITMAP: "L", 1: "L", _INDEXED: "P", 3: "RGB", _CMYK: "CMYK", 7: "L", 8: "L", _LAB: "LAB"}
-"""By the number of the colour mode; 7 is "multichannel", 8 is "duotone". Of these, the first channel is shown."""
+"""The Pillow mode of the picture, by Photoshop's number of the colour mode.
+
+Of 7 ("multichannel") and 8 ("duotone"), only the first channel is shown.
+"""
 
 
 class _Header(NamedTuple):

@@ -15,7 +15,7 @@ SPARE = 1.5
 """A JPEG that is decoded at a smaller scale keeps at least this many times the pixels that are needed along a side.
 
 With 1.5, features of 300 photographs have cosines of 0.996 or more with those of the photographs decoded at full size,
-and P@6 is the same (`scripts/bench/decoding.py`).
+and precision at 6 (P@6) is the same (`scripts/bench/decoding.py`).
 """
 
 MIDDLE = 8

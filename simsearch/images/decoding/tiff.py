@@ -33,7 +33,7 @@ LARGEST_MEMORY = 1 << 29
 LARGEST_VALUES = 3 << 16
 """The most values that a tag may have, because Pillow keeps an object for each value.
 
-The palette of a 16-bit picture has exactly as many.
+The palette of a 16-bit picture has exactly this number of values.
 """
 
 _BYTES = frozenset({1, 2, 7})

@@ -66,7 +66,7 @@ class ZipSource(Source):
         self._members = files | {path: files[target] for path, target in targets.items() if target in files}
 
     def _container(self) -> str | IO[bytes]:
-        """Returns the archive for `zipfile`: its path, or an open file in the subclasses for remote archives."""
+        """Returns what `zipfile` opens: the archive's path, or an open file in the subclasses for remote archives."""
         return self.root
 
     def _link_text(self, member: zipfile.ZipInfo) -> str:

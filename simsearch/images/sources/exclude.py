@@ -58,8 +58,8 @@ class Exclusion:
 def rooted(patterns: Sequence[str], root: str) -> list[str]:
     """Returns patterns as the lines of a .gitignore file in `root`.
 
-    A pattern may also be a path into `root`, absolute or relative to the current folder. For such a pattern there is a
-    line with the path relative to `root`.
+    A pattern may also be a path into `root`, absolute or relative to the current folder. For such a pattern, the result
+    has a line with the path relative to `root`.
     """
     lines = []
     for pattern in patterns:

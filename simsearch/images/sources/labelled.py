@@ -38,7 +38,7 @@ def list_labelled(
     its folder, and images at the top of the source have none. Images without a label are left out.
     exclude: patterns of images to leave out.
     note: called with a sentence about each pattern that matches nothing.
-    Raises UsageError if no image of a source has a label.
+    Raises UsageError for a source in which no image has a label.
     """
     found: list[LabelledImage] = []
     unmatched = list(exclude)
@@ -51,7 +51,7 @@ def list_labelled(
         pairs = [(entry, label) for entry, label in zip(entries, labels, strict=True) if label]
         if not pairs:
             what = "no image has a label" if entries else "there are no images"
-            raise UsageError(f"{name}: {what}", hint="one folder for each class, or a manifest with a column `label`")
+            raise UsageError(f"{name}: {what}", hint="use a folder for each class, or a manifest with a column `label`")
         found += [LabelledImage(source, entry.path, entry.size, entry.stamp, label) for entry, label in pairs]
     for pattern in unmatched:
         note(f"--exclude {pattern} matched nothing")

@@ -87,7 +87,7 @@ def resolve(name: str) -> Source:
     if os.path.isdir(path):
         return FolderSource(path)
     if not os.path.exists(path):
-        raise UsageError(f"no file or folder at {name!r}", hint="torchvision/NAME names a data set of torchvision")
+        raise UsageError(f"no file or folder at {name!r}", hint="for a data set of torchvision, write torchvision/NAME")
     if not os.path.isfile(path):  # reading a pipe may block, reading a device may never end
         raise UsageError(f"{name!r} is not a regular file", hint="write a pipe's content to a file first")
     lower = path.lower()

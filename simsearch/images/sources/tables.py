@@ -150,7 +150,7 @@ class ManifestSource(Source):
 def _ends_in_quotes(row: Sequence[str]) -> bool:
     """Returns True if a row of a CSV file ends within quotation marks, so that the next line would belong to it.
 
-    row: the lines of the row. `csv.reader` does not report this for the last row of a file.
+    `csv.reader` does not report quotation marks left open in the last row of a file. row: the lines of the row.
     """
     return bool(row) and list(csv.reader([*row, "next"]))[-1] != ["next"]
 

@@ -151,7 +151,7 @@ def _scale_layers(x: Tensor, layers: Sequence[Layer]) -> list[Layer]:
 
 
 MAX_WEIGHT = 1e3
-"""A layer with a larger weight has diverged."""
+"""A layer has diverged if the absolute value of one of its weights reaches this limit."""
 
 
 def _pretrain(x: Tensor, layers: Sequence[Layer], config: HashConfig, advance: Callable[[int], None]) -> list[Layer]:
@@ -165,7 +165,7 @@ def _pretrain(x: Tensor, layers: Sequence[Layer], config: HashConfig, advance: C
         rate = _gaussian_rate(x, config) if number == 0 else None
         while (learned := _train_rbm(x, layer, config, rate, advance)) is None:
             if rate is None or rate < 1e-4:
-                raise SimsearchError("the codes' network diverges on these features", hint="tune without codes")
+                raise SimsearchError("the training of codes diverges on these features", hint="tune without codes")
             rate /= 4  # it is too high for whitened features, for example: their few dimensions have equal variance
         pretrained.append(learned)
         x = torch.cat([torch.sigmoid(part @ learned.weight + learned.up) for part in torch.split(x, 2048)])

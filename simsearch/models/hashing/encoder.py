@@ -83,7 +83,7 @@ class HashEncoder:
     def from_bytes(cls, data: bytes, path: Path) -> HashEncoder:
         """Returns the encoder from the content of a file that `to_bytes` made.
 
-        path: the path of the file, which error messages name. Raises WeightsError if the data cannot be used.
+        path: the path of the file, for error messages. Raises WeightsError if the data cannot be used.
         """
         try:
             header = parse_header(data)

@@ -1,8 +1,8 @@
 """The networks as ONNX graphs, built without torch, for ONNX Runtime on the CPU.
 
-`alexnet`, `lenet5` and `convnet4` return the network of the torch module with the same name, preceded by the recipe's
-normalisation. Its input is `pixels` (B, S, S, 3) uint8; its outputs are `features` (B, D) float32 and `logits` (B, C)
-float32. A test compares the ONNX graphs with the torch networks on real images.
+The functions `alexnet`, `lenet5` and `convnet4` return the torch network of the same name as a graph. The graph begins
+with the recipe's normalisation. The graph's input is `pixels` (B, S, S, 3) uint8; its outputs are `features` (B, D)
+float32 and `logits` (B, C) float32. A test compares the ONNX graphs with the torch networks on real images.
 
 The numbers of protocol buffer fields are those in onnx.proto (ONNX 1.x, operator set 17).
 

@@ -209,7 +209,7 @@ def _input_of(file: OnnxFile, entered: Any) -> tuple[GraphInput, int | None]:
     channels_last = sizes[1] != 3
     height, width = sizes[1:3] if channels_last else sizes[2:]
     if height != width or (sizes[0] or 1) > 1024:
-        raise WeightsError(f"{described}; images are square, in batches of at most 1,024")
+        raise WeightsError(f"{described}; it must take square images, in batches of at most 1,024")
     reverse = file.settings.colour == "BGR"
     return GraphInput(entered.name, _TYPES[entered.type], channels_last, reverse, sizes[0]), height
 

@@ -125,7 +125,7 @@ class OnnxModel(WeightsBackedModel):
         folder: Path | None = None,
     ) -> None:
         if precision == "int8" and not can_quantize(weights):
-            raise UsageError(f"{weights.name} cannot run in int8: it has no ranges", hint=CALIBRATE)
+            raise UsageError(f"{weights.name} cannot run in int8: it has no ranges of activations", hint=CALIBRATE)
         self.precision = precision
         self.engine = "onnxruntime-cpu" + ("-int8" if precision == "int8" else "")
         super().__init__(weights)
@@ -156,7 +156,7 @@ class OnnxModel(WeightsBackedModel):
         """Returns the outputs of several layers after their ReLU: float32 arrays in the order of `names`.
 
         names: "features" and "fc6" give arrays (B, D), "conv5" gives (B, C, H, W). pixels: (B, S, S, 3) uint8.
-        Raises UsageError if the network does not output one of them.
+        Raises UsageError if the network cannot output one of the layers in `names`.
         """
         self.check_outputs(names)
         return self._run(names, pixels)
@@ -167,7 +167,7 @@ class OnnxModel(WeightsBackedModel):
         for name, rows in zip(names, found, strict=True):
             if rows.shape[1] != (width := self._widths.get(name, rows.shape[1])):
                 raise WeightsError(
-                    f"{self.name}: the header says {width:,} {name} an image, but the network gives {rows.shape[1]:,}"
+                    f"{self.name}: the header says {width:,} {name} per image, but the network gives {rows.shape[1]:,}"
                 )
         return [rows[: len(pixels)] for rows in found]
 

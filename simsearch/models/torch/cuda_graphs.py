@@ -23,7 +23,7 @@ WARM_UP = 3
 """A shape is recorded after this many computations. By then the libraries have chosen their kernels."""
 
 MAX_RECORDINGS = 8
-"""Largest number of shapes recorded per thread; each keeps the activations of its batch in memory."""
+"""Largest number of recordings per CUDA stream; each recording keeps the activations of its batch in memory."""
 
 TOLERANCE = 0.01
 """Largest accepted difference between a replay and the ordinary result, as a fraction of the largest value."""

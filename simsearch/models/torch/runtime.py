@@ -174,7 +174,7 @@ class TorchRunner:
         """Normalises pixels (B, S, S, 3) uint8, calls a function with them, and returns its result: (B, D) float32.
 
         function: takes (B, 3, S, S) in the dtype of its network, and returns (B, ...), which is flattened to (B, D).
-        Raises DeviceError if the memory of the device does not hold a single image.
+        Raises DeviceError if the device does not have enough memory for a single image.
         """
         parts: list[NDArray[np.float32]] = []
         start = 0
@@ -187,7 +187,7 @@ class TorchRunner:
             except torch.OutOfMemoryError as error:
                 if len(part) <= 1:
                     raise DeviceError(
-                        f"{self.device}: its memory does not hold one image",
+                        f"{self.device}: not enough memory for a single image",
                         hint='device="cpu"',
                         shell_hint="--device cpu",
                     ) from error
@@ -213,7 +213,7 @@ class TorchRunner:
 
     @contextlib.contextmanager
     def _lane(self) -> Iterator[_Lane | None]:
-        """A context that reserves one of the streams for this thread; it yields None on the CPU."""
+        """A context that reserves one of the lanes for this thread and yields it; on the CPU, it yields None."""
         if self._free is None:
             yield None
             return

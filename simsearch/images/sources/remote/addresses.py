@@ -51,7 +51,7 @@ def normalized(name: str) -> str:
     host, _, path = rest.partition("/")
     if scheme in BUCKETS:
         if not _BUCKET.fullmatch(host):
-            raise UsageError(f"{name!r} names no bucket", hint=f"{scheme}://BUCKET or {scheme}://BUCKET/PREFIX")
+            raise UsageError(f"{name!r} names no bucket", hint=f"write {scheme}://BUCKET or {scheme}://BUCKET/PREFIX")
         return f"{scheme}://{host}/{path}".rstrip("/")
     try:
         parts = urlsplit(f"{scheme}://{rest}")

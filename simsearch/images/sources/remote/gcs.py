@@ -62,7 +62,7 @@ class GcsStore(Store):
         except Exception as error:  # Google's libraries raise many kinds of exceptions
             raise UsageError(
                 f"{root}: the credentials of Google Cloud cannot be used: {type(error).__name__}",
-                hint="set GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`",
+                hint="set GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`",
             ) from error
 
     def server(self) -> str:
@@ -70,7 +70,7 @@ class GcsStore(Store):
         return urlsplit(given).netloc or given or "Google Cloud Storage"
 
     def denied_hint(self) -> str | None:
-        return "set GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`"
+        return "set GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`"
 
     def _objects(self, within: str) -> Iterator[RemoteObject]:
         start = "/".join(part for part in (self._prefix, within) if part)

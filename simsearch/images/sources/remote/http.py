@@ -35,7 +35,7 @@ PAGE_BYTES = 16 << 20
 """The most bytes of a page that lists a folder."""
 
 PAGES, DEPTH = 100_000, 64
-"""The most folders of a source, and the most levels of folders, because a server may invent folders without end."""
+"""Limits on the number of folders in a source, and on their depth. A server may invent folders without end."""
 
 
 class HttpStore(Store):

@@ -63,8 +63,8 @@ def check(root: str) -> None:
     if not is_granted(root):
         raise UsageError(
             f"the index names the remote source {root}, which you have not named on this machine",
-            hint=f'if you trust it: simsearch.build("{root}", INDEX), or {VARIABLE}=1',
-            shell_hint=f"if you trust it: `simsearch build {root} -i INDEX`, `serve --remote`, or {VARIABLE}=1",
+            hint=f'if you trust it, call simsearch.build("{root}", INDEX) or set {VARIABLE}=1',
+            shell_hint=f"if you trust it, use `simsearch build {root} -i INDEX`, `serve --remote`, or set {VARIABLE}=1",
         )
 
 

@@ -131,7 +131,7 @@ class Store(ABC):
     """False if the server is known to send whole objects only."""
 
     unread: list[tuple[str, str]]
-    """Folders that could not be listed by the last `objects`, with reasons."""
+    """Folders that the last call of `objects` could not list, and files whose request failed, each with the reason."""
 
     # -- called by sources
 
@@ -303,5 +303,5 @@ class Store(ABC):
     def _unavailable(self, error: TransientError, done: str) -> UnavailableError:
         return UnavailableError(
             f"{self.root} cannot be {done}: {error} ({self._attempts} attempts)",
-            hint="nothing was removed from the index; the same build goes on once the server answers",
+            hint="nothing was removed from the index; once the server answers, run the same build again to continue",
         )
