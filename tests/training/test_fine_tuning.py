@@ -46,7 +46,10 @@ def test_what_cannot_be_fine_tuned(trained, tmp_path):
     file, pics = trained
     out = tmp_path / "w.safetensors"
     refused(simsearch_("train", pics, "-o", out, "--from", file, "--model", "alexnet"), "convnet4, not alexnet")
-    refused(simsearch_("train", pics, "-o", out, "--from", file, "--set", "image_size=64"), "takes images of 32 pixels a side, not 64")
+    refused(
+        simsearch_("train", pics, "-o", out, "--from", file, "--set", "image_size=64"),
+        "takes images of 32 pixels a side, not 64",
+    )
     refused(
         simsearch_("train", pics, "-o", out, "--model", "lenet5", "--freeze", "features"), "nothing of lenet5 is left"
     )

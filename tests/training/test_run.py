@@ -147,7 +147,9 @@ def test_odd_sets_get_a_note_and_train(pics, tmp_path):
 def test_sets_that_cannot_be_trained_on(pics, tmp_path):
     out = tmp_path / "w.safetensors"
     refused(
-        simsearch_("train", pics / "red", "-o", out, *QUICK), "no image has a label", "hint: use a folder for each class"
+        simsearch_("train", pics / "red", "-o", out, *QUICK),
+        "no image has a label",
+        "hint: use a folder for each class",
     )
     (tmp_path / "one" / "red").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "one" / "red" / "x.png")
