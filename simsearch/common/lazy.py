@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 from typing import Any
 
 
 class LazyModule:
     """A module that is imported when one of its attributes is first read.
 
-    For modules that import torch, FastAPI or rich, which most commands do not need. Declare it at the top of a file, so
-    that import-linter sees the import:
+    This class is for modules that import torch, FastAPI or rich, which most commands do not need. Declare a lazy module
+    at the top of a file, so that import-linter sees the import:
 
         if TYPE_CHECKING:
             from simsearch.models.torch import runtime
@@ -20,6 +21,9 @@ class LazyModule:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._module: ModuleType | None = None
 
     def __getattr__(self, attribute: str) -> Any:
-        return getattr(importlib.import_module(self._name), attribute)
+        if self._module is None:
+            self._module = importlib.import_module(self._name)
+        return getattr(self._module, attribute)

@@ -11,6 +11,7 @@ Letters: nq queries, k neighbours, n entries, D dimension of the features.
 from __future__ import annotations
 
 import contextlib
+import functools
 import secrets
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -123,6 +124,22 @@ def new_faiss_index(setting: AnnSettings, entries: int) -> Any:
     else:
         index = faiss.IndexRaBitQ(d)
     return index
+
+
+def _parameters(setting: AnnSettings, wanted: int, bits: NDArray[np.uint8] | None = None) -> Any:
+    """Returns FAISS's parameters of a search. wanted, bits: as for `AnnIndex._candidates`."""
+    selector = None if bits is None else faiss.IDSelectorBitmap(bits)
+    if setting.kind == "hnsw":
+        return faiss.SearchParametersHNSW(sel=selector, efSearch=max(setting.effort, wanted))
+    if setting.kind in LISTED:
+        return faiss.SearchParametersIVF(sel=selector, nprobe=setting.effort)
+    if setting.kind == "rabitq":
+        return faiss.RaBitQSearchParameters(sel=selector, qb=8, centered=False)
+    return faiss.SearchParameters(sel=selector)
+
+
+_unfiltered = functools.lru_cache(64)(_parameters)
+"""Parameters that do not permit only some entries, from earlier searches: making them takes as long as using them."""
 
 
 class AnnIndex:
@@ -239,20 +256,12 @@ class AnnIndex:
         wanted: the number of entries to find for each query.
         bits: the bitmap of the permitted entries; None if all are permitted.
         """
-        selector = None if bits is None else faiss.IDSelectorBitmap(bits)
-        if setting.kind == "hnsw":
-            parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=max(setting.effort, wanted))
-        elif setting.kind in LISTED:
-            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=setting.effort)
-        elif setting.kind == "rabitq":
-            parameters = faiss.RaBitQSearchParameters(sel=selector, qb=8, centered=False)
-        else:
-            parameters = faiss.SearchParameters(sel=selector)
+        parameters = _unfiltered(setting, wanted) if bits is None else _parameters(setting, wanted, bits)
         projected = self.projection(queries)
         with OneThread() if len(queries) == 1 else contextlib.nullcontext():
             entries: NDArray[np.int64] = self.index.search(projected, wanted, params=parameters)[1]
         if entries.size and entries.max() >= len(self.rows):
-            raise IndexDamagedError("the approximate search is damaged: it returned entries that it does not have")
+            raise IndexDamagedError("the approximate search is damaged: it returned entries that do not exist")
         return entries
 
     # -- files
@@ -274,5 +283,5 @@ class AnnIndex:
 
     def _write(self, folder: Folder) -> None:
         for part, array in (("rows", self.rows), ("mean", self.projection.mean), ("axes", self.projection.axes)):
-            sealed.write_array(folder, f"{part}.npy", array)
+            sealed.write_array(folder, f"{part}.npy", np.ascontiguousarray(array))
         sealed.write(folder, "index.faiss", faiss.serialize_index(self.index).data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,7 @@ class IndexSearch:
     def __init__(self, index: OpenIndex, snapshots: Searchable, model: IndexModel, recipe: Preprocessing) -> None:
         self.index, self.snapshots, self.model, self.recipe = index, snapshots, model, recipe
         self._estimated: tuple[int, Scale] | None = None
+        self._median: tuple[object, float] = (None, 0.0)  # of `index.meta`
 
     def by_pictures(self, pictures: Sequence[Picture | int], k: int, options: PictureOptions) -> list[Matches]:
         """Returns the k matches of each picture or item; an item is given by its id. See `Engine.search_many`."""
@@ -132,8 +134,10 @@ class IndexSearch:
 
     def _searcher(self, reader: ItemReader) -> Searcher:
         snapshot, structure = self.snapshots.current(reader), self.snapshots.structure(reader)
-        unit = similarity.median(self.index.meta.distances)
-        return Searcher(reader, snapshot, reader.shards, self.scale(reader), unit, structure)
+        if self._median[0] is not self.index.meta:
+            self._median = self.index.meta, similarity.median(self.index.meta.distances)
+        scale = functools.partial(self.scale, reader)
+        return Searcher(reader, snapshot, reader.shards, scale, self._median[1], structure)
 
     def scale(self, reader: ItemReader) -> Scale:
         """Returns the scale that turns distances into similarities.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -25,6 +26,28 @@ def relative_rounding(dimension: int) -> float:
     The bound holds for any order in which the squares are added. dimension: the number of squares, D.
     """
     return (dimension + 8) * 2.0**-24 / (1 - (dimension + 8) * 2.0**-24)
+
+
+class _Scratch(threading.local):
+    """Memory for the intermediate results of `measured`, one for each thread: new arrays take as long as the sums."""
+
+    LARGEST = 1 << 18
+    """More values than this, 64 rows at D = 4096, get new arrays."""
+
+    def __init__(self) -> None:
+        self._single, self._double = np.empty(0, np.float32), np.empty(0, np.float64)
+
+    def get(self, rows: int, dimension: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Returns two arrays (rows, dimension) of any content, float32 and float64, for use until the next call."""
+        size = rows * dimension
+        if size > self.LARGEST:
+            return np.empty((rows, dimension), np.float32), np.empty((rows, dimension), np.float64)
+        if size > len(self._single):
+            self._single, self._double = np.empty(size, np.float32), np.empty(size, np.float64)
+        return self._single[:size].reshape(rows, dimension), self._double[:size].reshape(rows, dimension)
+
+
+_scratch = _Scratch()
 
 
 class Neighbours(NamedTuple):
@@ -54,8 +77,9 @@ def measured(query: NDArray[np.float32], rows: NDArray[np.int64], features: NDAr
     `rank_exact` first compares the rows in float32, and computes in float64 only for rows that may be the nearest.
     """
     k = min(k, len(rows))
+    single, difference = _scratch.get(*features.shape)
     with np.errstate(invalid="ignore"):  # damaged rows may be infinite
-        difference = to_float32(features).astype(np.float64)
+        difference[...] = to_float32(features, single)
         difference -= query.astype(np.float64)
         distances = np.sqrt(np.vecdot(difference, difference))  # roots of different squares may tie
     order = np.lexsort((rows, distances))

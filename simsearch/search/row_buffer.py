@@ -75,14 +75,21 @@ class RowBuffer:
                 found, every = self._index.search(query, width)
             listed = every[0] >= 0
             squared, places = found[0][listed], every[0][listed]
-            both = squared if others is None else np.concatenate([others, squared])
-            best = float(np.partition(both, k - 1)[k - 1]) if len(both) >= k else np.inf
+            best = _smallest(squared, k, others)
             reach = within_rounding(best, self._rounding)
             if width == count or not listed.all() or squared[-1] > reach:
                 break
             width = min(4 * width, count)  # more rows may be as near
         kept = squared <= reach
         return Near(squared[kept], places[kept], best)
+
+
+def _smallest(squared: NDArray[np.float32], k: int, others: NDArray[np.float32] | None) -> float:
+    """Returns the k-th smallest of all values; inf if there are fewer than k. squared: ascending; others: any order."""
+    if others is not None:
+        both = np.concatenate([others, squared])
+        return float(np.partition(both, k - 1)[k - 1]) if len(both) >= k else np.inf
+    return float(squared[k - 1]) if len(squared) >= k else np.inf
 
 
 def within_rounding(best: float, rounding: float) -> float:

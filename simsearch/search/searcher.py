@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,7 +42,7 @@ class Searcher:
     reader: reads the items.
     snapshot: has the exact search and the sources of the items.
     shards: reads features by row.
-    scale: turns distances into similarities.
+    scale: returns the scale that turns distances into similarities.
     median: the median distance of random pairs of items. For the option `dedup`, items that are at most NEAR_IDENTICAL
     times this distance apart are near-identical.
     structure: an approximate search, used unless a search must be exact; None if all searches are exact.
@@ -51,7 +51,7 @@ class Searcher:
     reader: ItemReader
     snapshot: SearchSnapshot
     shards: FeatureReader
-    scale: Scale
+    scale: Callable[[], Scale]
     median: float
     structure: ApproximateSearch | None = None
 
@@ -71,7 +71,7 @@ class Searcher:
         k = checked_k(k)
         farthest = _checked_distance(options.get("max_distance"))
         least = _checked_similarity(options.get("min_similarity"))
-        answers = [Matches() for _ in queries]
+        answers, scale = [Matches() for _ in queries], self.scale()
         if expand := options.get("expand"):
             queries = self._expanded(queries, left_out, expand, options, answers)
         permitted = self._permitted(options.get("where"))
@@ -102,7 +102,7 @@ class Searcher:
                     unfinished.append(number)
                     continue
                 kept = [(d, row) for d, row in order[:k] if farthest is None or d <= farthest]
-                answers[number].extend(m for m in self._matches(kept, items) if m.similarity >= least)
+                answers[number].extend(m for m in self._matches(kept, items, scale) if m.similarity >= least)
             # Too few matches were left after merging variants and dropping duplicates: search for more candidates.
             pending, width = unfinished, min(available, 4 * width)
         return answers
@@ -124,7 +124,10 @@ class Searcher:
             )
         permitted = self._permitted(where)
         found = self._candidates(queries, k, permitted, exact or not self._approximate(k, permitted))
-        known = self.reader.ids_at(np.unique(np.concatenate([each.rows for each in found]))) if found else {}
+        several = [each.rows for each in found]
+        known = (
+            self.reader.ids_at(np.unique(np.concatenate(several)) if len(several) > 1 else several[0]) if found else {}
+        )
         ids, distances = np.full((len(found), k), -1, np.int64), np.full((len(found), k), np.inf)
         for number, near in enumerate(found):
             named = np.array([known[row] for row in near.rows.tolist()], np.int64)
@@ -174,9 +177,9 @@ class Searcher:
             results.append([expanded(variant, near) for variant in query])
         return np.array(results, np.float32)
 
-    def _matches(self, order: Sequence[tuple[float, int]], items: Mapping[int, Item]) -> Iterator[Match]:
+    def _matches(self, order: Sequence[tuple[float, int]], items: Mapping[int, Item], scale: Scale) -> Iterator[Match]:
         """Yields the matches for (distance, row) pairs, which are sorted nearest first. items: by row."""
-        shares = self.scale.similarities([distance for distance, _ in order])
+        shares = scale.similarities([distance for distance, _ in order])
         for rank, ((distance, row), share) in enumerate(zip(order, shares, strict=True), 1):
             item = items[row]
             path = self.snapshot.sources[item.source].display(item.path)

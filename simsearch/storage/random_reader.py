@@ -53,15 +53,17 @@ class RandomReader:
             out = np.empty((len(rows), self.shards.dimension), np.float16)
         if not len(rows):
             return out
-        if not 0 <= rows.min() <= rows.max() < self.count:
-            raise no_such_row(f"a search needs rows {rows.min()} to {rows.max()}", self.count)
+        few = len(rows) <= FEW and not (len(rows) > 1 and rows[-1] - rows[0] == len(rows) - 1)
+        numbers = rows.tolist() if few else (int(rows.min()), int(rows.max()))
+        if not 0 <= min(numbers) <= max(numbers) < self.count:
+            raise no_such_row(f"a search needs rows {min(numbers)} to {max(numbers)}", self.count)
         size, per_shard = self.shards.row_bytes, self.shards.rows_per_shard
         view = out.data.cast("B")
-        if len(rows) <= FEW and not (len(rows) > 1 and rows[-1] - rows[0] == len(rows) - 1):
-            # One by one, without calling a Python function for each row: a search may read several hundred rows.
+        if few:  # one by one, without calling a Python function for each row: a search may read several hundred rows
             files, begin = self._files, 0
-            shards, offsets = rows // per_shard, PREAMBLE + rows % per_shard * size
-            for shard, offset in zip(shards.tolist(), offsets.tolist(), strict=True):
+            for row in numbers:
+                shard, within = divmod(row, per_shard)
+                offset = PREAMBLE + within * size
                 try:
                     got = os.preadv(files[shard], (view[begin : begin + size],), offset)
                 except OSError as error:
@@ -89,9 +91,9 @@ class RandomReader:
 
 
 def _runs(rows: NDArray[np.int64], per_shard: int) -> Iterator[tuple[int, int, int]]:
-    """Yields (position, row, length) of each run of consecutive rows that are in one file.
+    """Yields (position, row, length) for each run of consecutive rows that are in one file.
 
-    position: the place of the run's first row in `rows`. per_shard: the number of rows in a file.
+    row: the run's first row. position: the index of this row in `rows`. per_shard: the number of rows in a file.
     """
     starts = np.flatnonzero((np.diff(rows, prepend=-2) != 1) | (rows % per_shard == 0))
     lengths = np.diff(starts, append=len(rows))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _COLUMNS = "id, source, path, label, metadata, digest, size, stamp, width, height, row"
+_STATES = "SELECT key, value FROM state LIMIT 64"
 _LARGEST = 2**63 - 1  # SQLite's largest integer
 
 
@@ -72,7 +73,7 @@ class SourceRow:
     """The record of a source of images, such as a folder or an archive.
 
     root: the absolute path or the address of the source. relative: the path relative to the index, which is still right
-    if source and index are moved together. options: the settings of builds for this source.
+    if source and index are moved together. options: the settings of this source's builds, such as exclude.
     """
 
     id: int
@@ -89,6 +90,7 @@ class Reader:
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._connection, self._path = connection, path
+        self._known: dict[str, Any] | None = None
 
     @contextlib.contextmanager
     def _report_damage(self, what: str) -> Iterator[None]:
@@ -107,10 +109,16 @@ class Reader:
 
         key: "rows" for the number of committed rows, or "generation" for a number that grows when the index changes.
         """
-        found = self._connection.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
+        found = self._states().get(key)
         if found is None:
             raise IndexDamagedError(f"{self._path}: the state {key!r} is missing")
-        return self._state_value(key, found[0])
+        return self._state_value(key, found)
+
+    def _states(self) -> dict[str, Any]:
+        """Returns the numbers that describe the whole index, by key. Only the first call reads the database."""
+        if self._known is None:
+            self._known = dict(self._connection.execute(_STATES).fetchall())
+        return self._known
 
     def _state_value(self, key: str, value: Any) -> int:
         if type(value) is not int or value < 0:
@@ -119,8 +127,8 @@ class Reader:
 
     def compactions(self) -> int:
         """Returns the number of compactions so far."""
-        found = self._connection.execute("SELECT value FROM state WHERE key = 'epoch'").fetchone()
-        return 0 if found is None else self._state_value("epoch", found[0])
+        found = self._states().get("epoch")
+        return 0 if found is None else self._state_value("epoch", found)
 
     def count(self) -> int:
         """Returns the number of items."""
@@ -160,11 +168,11 @@ class Reader:
         return found is not None
 
     def count_by_source(self) -> dict[int, int]:
-        """Returns the number of items of each source, by the source's number."""
+        """Returns the number of items of each source; the keys are the numbers of the sources."""
         return dict(self._connection.execute("SELECT source, count(*) FROM items GROUP BY source").fetchall())
 
     def blocks(self) -> list[tuple[int, int, int]]:
-        """Returns (first row, number of rows, CRC-32) of each range of rows that was written at once, ascending."""
+        """Returns (first row, number of rows, CRC-32) of each range of rows written together, sorted by first row."""
         rows = self._connection.execute("SELECT first, rows, crc32 FROM blocks ORDER BY first")
         with self._report_damage("a checksum"):
             found = [(_typed(int, first), _typed(int, count), _typed(int, crc)) for first, count, crc in rows]
@@ -199,7 +207,7 @@ class Reader:
                 yield item
 
     def items_at(self, rows: Sequence[int]) -> dict[int, Item]:
-        """Returns the items whose features are in the given rows, by row.
+        """Returns a dict from each of the given rows to the item whose features are in it.
 
         Raises IndexDamagedError for a row without an item.
         """
@@ -215,7 +223,7 @@ class Reader:
         return found
 
     def ids_at(self, rows: NDArray[np.int64]) -> dict[int, int]:
-        """Returns the ids of the items whose features are in the given rows, by row.
+        """Returns a dict from each of the given rows to the id of the item whose features are in it.
 
         Raises IndexDamagedError for a row without an item.
         """
@@ -304,7 +312,7 @@ class Reader:
         return [] if found == ["ok"] else found
 
     def checksum_problems(self) -> list[str]:
-        """Returns a message for each recorded checksum that does not match the rows of the database."""
+        """Returns a message for each recorded checksum that does not match the content of the database."""
         return checksums.problems(self._connection)
 
 
