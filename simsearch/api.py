@@ -56,7 +56,7 @@ def open(
     """
     index = _place(index)
     if roots is not None and not isinstance(roots, Mapping):
-        raise UsageError(f"{roots!r} is not a mapping of roots", hint='{"/recorded/folder": "/present/folder"}')
+        raise UsageError(f"roots is {roots!r}, not a mapping", hint='{"/recorded/folder": "/present/folder"}')
     if is_address(index):
         return milvus_index.open_collection(os.fspath(index), model=model, device=device, roots=roots)
     return Engine(index, model=model, device=device, roots=roots)
@@ -77,10 +77,10 @@ def build(
     `torchvision/NAME`; see `resolve.resolve`.
     model: the model of a new index. For an existing index, it must be the model that the index was built with.
     device: see `Engine`.
-    features: the features of a new index, by a name in `descriptors.DESCRIPTORS`; or the path of another index, to use
-    the features of that index, with its learned principal components. By default, the 4096 activations of the layer
-    fc7. For an existing index, they must be the features that it was built with.
-    options: keyword arguments with the names of the fields of `simsearch.indexing.options.BuildOptions`.
+    features: the features of a new index. They are given as a name in `descriptors.DESCRIPTORS`, or as the path of
+    another index, whose features and learned principal components are then used. By default, the 4096 activations of
+    the layer fc7. For an existing index, they must be the features that it was built with.
+    options: the fields of `simsearch.indexing.options.BuildOptions`, as keyword arguments.
     Raises UsageError, ModelMismatchError, IndexDamagedError, IndexLockedError.
     """
     names = resolve.as_names(source)
@@ -221,7 +221,7 @@ def _described(
     with its principal components.
     found: the sources of the new index. If the descriptor needs principal components, they are learned from the images
     of these sources, except the images that `options.exclude` matches.
-    device: where the model of the other index is loaded, if `features` is the path of one.
+    device: the device for the model of the other index, if `features` is the path of an index.
     """
     name = features or descriptors.REFERENCE
     if _is_index(name):

@@ -163,12 +163,12 @@ class Engine(WholeIndex):
         crop: (x, y, width, height), the part of the upright picture to search by, in pixels or in percent. x and y are
         counted from the picture's upper left corner: (0, "50%", "50%", "50%") is the lower left quarter.
         plus, minus: lists of more pictures or ids that matches should resemble (plus) or not resemble (minus). An entry
-        may be a pair, (picture, weight).
-        flip: True to treat a mirrored picture as the same.
+        can also be a pair (picture, weight).
+        flip: True to also find items that look like the mirror image of the picture.
         no_self: True to leave out items whose file has the same content as the picture.
         dedup: True for only one match per group of near-identical items.
         exact: True to never search approximately.
-        expand: the number of best matches to average with the query for a second search.
+        expand: the number of best matches whose features are averaged with the query's, for a second search.
 
         Raises ImageError if the picture cannot be read, UsageError for unusable options.
         """
@@ -184,7 +184,7 @@ class Engine(WholeIndex):
         return self._searches.by_pictures(pictures, k, options)
 
     def search_by_id(self, number: int, k: int = 6, **options: Unpack[PictureOptions]) -> Matches:
-        """Returns the k items nearest to the item `number`, without this item. May raise ItemNotFoundError."""
+        """Returns the k other items nearest to the item with the id `number`. Raises ItemNotFoundError."""
         if not is_id(number):
             raise UsageError(f"{number!r} is not the id of an item")
         return self.search_many([int(number)], k, **options)[0]
@@ -237,7 +237,7 @@ class Engine(WholeIndex):
         The resolver sees one snapshot of the index.
         serving: True for a service. The model is then loaded in the way that is fastest for many images, and error
         messages contain no file names.
-        max_pixels: the number of pixels of the largest picture to decode.
+        max_pixels: pictures of more pixels are not decoded.
         budget: a memory limit for decoding that several resolvers share; None for a separate limit.
         """
         return self._searches.query_resolver(serving=serving, max_pixels=max_pixels, budget=budget)
@@ -302,7 +302,7 @@ class Engine(WholeIndex):
         return item_files.open_image(self.opened_index, number, decodes=decodes, budget=budget)
 
     def thumbnail(self, picture: Picture | int, shorter_side: int = 256) -> Image.Image | None:
-        """Returns a picture, or the picture of an item by its id, as an RGB image; None if it cannot be read.
+        """Returns a picture, given as in `search` or by an item's id, as an RGB image; None if it cannot be read.
 
         shorter_side: a larger picture may be scaled down, but its shorter side keeps at least this number of pixels.
         """

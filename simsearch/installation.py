@@ -29,13 +29,14 @@ def install_line(extra: str) -> str:
 
 
 def install_packages_line(packages: str) -> str:
-    """Returns the command that installs packages, given as pip's arguments, into this environment."""
+    """Returns the command that installs packages into this environment. packages: the arguments of `pip install`."""
     return f"{_installer('')} {packages}"
 
 
 def _installer(installer: str) -> str:
     """Returns the start of an install command for the running Python: `uv pip install` or `pip install`.
 
+    If no `pip` of this Python is on the PATH, the result is `PYTHON -m pip install`, with the path of this Python.
     installer: "uv" if uv installed simsearch; any other text means pip.
     """
     import shlex

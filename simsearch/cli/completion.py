@@ -82,7 +82,7 @@ def presets(context: click.Context, parameter: click.Parameter, incomplete: str)
 
 
 def settings(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes the names of the settings of a training, each with = at its end."""
+    """Completes the names of a training's settings, with = after each name."""
     return starting(incomplete, [f"{field.name}=" for field in fields(training_config.TrainConfig)])
 
 

@@ -69,7 +69,7 @@ class _Closed(io.TextIOWrapper):
 
 
 class _Messages(io.TextIOWrapper):
-    """Standard error. Text that cannot be written is dropped, for example if the disk is full or the reader is gone.
+    """Standard error. Drops text that cannot be written, for example because the disk is full or the reader is gone.
 
     Otherwise a note that cannot be written would end the command, and change its exit code.
     """
@@ -196,7 +196,7 @@ def _print_error(message: str, hint: str | None) -> None:
 
 
 def echo(text: str = "", err: bool = False) -> None:
-    """Prints lines of text for people. Escape sequences in the text, for example from names, are made visible.
+    """Prints lines of text for people. Escape sequences in the text, for example in file names, are made visible.
 
     err: True to print to standard error.
     """
@@ -204,7 +204,7 @@ def echo(text: str = "", err: bool = False) -> None:
 
 
 def echo_data(text: str, nl: bool = True) -> None:
-    """Prints output for programs. It is unchanged, but if it goes to a terminal, its escape sequences are made visible.
+    """Prints output for programs. Escape sequences are made visible on a terminal, and left unchanged elsewhere.
 
     nl: True to add a line break at the end.
     """
@@ -212,7 +212,7 @@ def echo_data(text: str, nl: bool = True) -> None:
 
 
 def echo_ready(text: str, nl: bool = True) -> None:
-    """Prints text for people without changing it: it is printable already, and may contain links by `show_path`."""
+    """Prints text for people without changing it. It must be printable already, apart from links by `show_path`."""
     click.echo(text, nl=nl, color=True)
 
 
@@ -284,14 +284,14 @@ def format_counts(counts: dict[str, int]) -> str:
 def check_links(service: str | None, html_file: Path | None, other: bool = False) -> None:
     """Checks --links. Raises UsageError if its value is not a URL, or if it is given without an HTML report.
 
-    service: the value of --links, the URL of a `simsearch serve`. html_file: the value of --html.
+    service: the value of --links, the URL of a running `simsearch serve`. html_file: the value of --html.
     other: True if an HTML report is written to another file, as by `query --open`.
     """
     if service is None:
         return
     item_link(service, 0)
     if html_file is None and not other:
-        raise UsageError("--links is only for a report", hint="write a report with --html FILE")
+        raise UsageError("--links needs an HTML report", hint="write a report with --html FILE")
 
 
 def check_folder_exists(file: Path | None) -> None:

@@ -43,7 +43,7 @@ def _neighbours_option(default: int) -> Callable[[Any], Any]:
         default=default,
         show_default=True,
         metavar="K",
-        help="Number of nearest neighbours to judge by.",
+        help="Number of nearest neighbours to consider for each image.",
     )
 
 
@@ -135,8 +135,8 @@ def labels_command(
     "--max-distance",
     type=click.FloatRange(0),
     metavar="D",
-    help="Largest distance of near-identical images.  [default: the measured distance from images"
-    " of the index to slightly changed copies of them]",
+    help="Largest distance between near-identical images.  [default: measured between images of the index"
+    " and slightly changed copies of them]",
 )
 @_shared_options
 def leaks_command(
@@ -171,9 +171,9 @@ def leaks_command(
 def diverse_command(count: int, form: str, html_file: Path | None, device: str, index_path: str) -> None:
     """Chooses N images that represent all others.
 
-    The first image is the most central one. Each further image is the one farthest from all images chosen before it.
-    The radius of a choice is the largest distance from any image to the nearest chosen image. The radius
-    of this choice is at most twice the smallest radius that is possible with N images.
+    The first image is the most central one. Each further image is the one that is farthest from its nearest chosen
+    image. The radius is the largest distance from any image to its nearest chosen image. It is at most twice the
+    smallest radius that is possible with N images.
     """
 
     def find(engine: Engine, progress: Progress) -> list[Finding]:

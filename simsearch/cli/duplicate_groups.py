@@ -18,10 +18,10 @@ Groups = list[list[near.Member]]
 
 
 def summary(groups: Groups, limit: Threshold) -> str:
-    """Returns the lines below the groups: the number of groups, the largest distance, and the shares of copies found.
+    """Returns the lines below the groups: the number of groups, and the largest distance of near-identical images.
 
-    The shares of changed copies are left out if they were not measured.
-    limit: the threshold by which the groups were found.
+    A second line tells how many of 100 changed copies of each kind are found. It is left out if this was not measured.
+    limit: the threshold with which the groups were found.
     """
     apart = f"at most {limit.farthest:.4g}"
     items = pluralize(sum(map(len, groups)), "item")
@@ -41,7 +41,7 @@ def summary(groups: Groups, limit: Threshold) -> str:
 
 
 def _name_of_change(name: str) -> str:
-    """Returns the name of a change of `perturb.COPIES` for people: "scaled to 75 %, JPEG of quality 60"."""
+    """Returns the name of a change in `perturb.COPIES` as it is printed: "scaled to 75 %, JPEG of quality 60"."""
     return name.replace("JPEG ", "JPEG of quality ")
 
 

@@ -49,14 +49,15 @@ _SHOWN = 5
     type=click.FloatRange(0),
     metavar="D",
     help="Call images near-identical if their distance is at most D, without comparing their pixels.  [default: compare"
-    " pixels up to a distance that is measured with changed copies of images of the index]",
+    " the pixels of two images up to a distance that is measured with changed copies of the index's images]",
 )
 @click.option(
     "--keep",
     "rule",
     metavar="RULE",
     help="Which image of each group is kept: largest (in pixels), oldest, newest, shortest-path, under:DIR (every image"
-    " in DIR is kept), or against (the image that --against has).  [default: against with --against, else largest]",
+    " in DIR is kept), or against (the image in the INDEX or FOLDER of --against).  [default: against with --against,"
+    " else largest]",
 )
 @click.option(
     "--against",
@@ -64,7 +65,7 @@ _SHOWN = 5
     help="Only list images that INDEX or FOLDER has too. The files of INDEX or FOLDER are never changed.",
     shell_complete=completion.files,
 )
-@click.option("--move-to", metavar="DIR", help="Move duplicates of the kept image to DIR, with their relative paths.")
+@click.option("--move-to", metavar="DIR", help="Move duplicates of the kept image to their relative paths in DIR.")
 @click.option("--trash", is_flag=True, help="Put duplicates of the kept image into the desktop's trash.")
 @click.option("--hardlink", is_flag=True, help="Replace files identical to the kept image by hard links to it.")
 @click.option(
@@ -77,7 +78,7 @@ _SHOWN = 5
     "--journal",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Where to record each action for `restore`.  [default: simsearch-cleanup-TIME.jsonl, here]",
+    help="File to record each action in, for `restore`.  [default: simsearch-cleanup-TIME.jsonl in the current folder]",
 )
 @click.option(
     "--ignore",
@@ -176,7 +177,7 @@ def _check(action: str, against: str | None, yes: bool, journal: Path | None, ig
         raise UsageError("--against '' names no index and no folder")
     if not action and (yes or journal):
         raise UsageError(
-            f"{'--yes' if yes else '--journal'} needs something to do", hint="--move-to DIR, --trash or --hardlink"
+            f"{'--yes' if yes else '--journal'} needs an action", hint="--move-to DIR, --trash or --hardlink"
         )
     if action and ignore:
         raise UsageError("--ignore only marks groups, and changes no files", hint="clean up in a second command")

@@ -61,7 +61,7 @@ def eval_command() -> None:
 @click.argument("source", nargs=-1, required=True, shell_complete=completion.files)
 @crops_option
 @click.option(
-    "--held-out", is_flag=True, help="Only the images that were held out when the model was trained on SOURCEs."
+    "--held-out", is_flag=True, help="Use only the images that were held out when the model was trained on SOURCEs."
 )
 @exclude_option
 @format_option
@@ -187,7 +187,7 @@ def _print_scores(verdict: retrieval.RetrievalReport) -> None:
 
 
 def _print_reliability(found: ReliabilityReport) -> None:
-    """Prints the share of matches with the query's label, for each similarity word and each similarity range of 0.1."""
+    """Prints the share of matches with the query's label, per similarity word and per range of similarity, 0.1 wide."""
     for heading, parts in (("word", found.words), ("similarity", found.curve[::-1])):
         for line in ("", *text.table(_reliability_rows(heading, parts))):
             echo(line)
@@ -198,7 +198,7 @@ def _print_reliability(found: ReliabilityReport) -> None:
 
 
 def _reliability_rows(heading: str, parts: Sequence[Reliability]) -> list[tuple[str, str, str, str]]:
-    """Returns a row of headings (`heading` first), and a row for each range of similarity that has matches."""
+    """Returns a row of headings, `heading` first, and a row for each of `parts` that has matches."""
     rows = [(heading, "matches", "right", "95 % interval")]
     for part in parts:
         if part.right is not None:
@@ -298,7 +298,7 @@ def recall_command(k: int, count: int, seed: int, form: str, index_path: str) ->
     multiple=True,
     metavar="NAME",
     shell_complete=completion.changes,
-    help="Only this change: shift, rotation, scale, crop, flip, noise, blur, jpeg, colour or text; repeatable.",
+    help="Make only this change: shift, rotation, scale, crop, flip, noise, blur, jpeg, colour or text; repeatable.",
 )
 @click.option("--hash", "hash_too", is_flag=True, help="Also measure a 64-bit perceptual hash.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw charts of the results (.png).")
@@ -320,7 +320,7 @@ def robustness_command(
     """Measures how often a search by a changed image finds the original first, and the distance between the two.
 
     Images of the index are changed, for example rotated or blurred. Distances are in units of the median distance of
-    random pairs.
+    random pairs of items.
     """
     if plot and plot.suffix.lower() != ".png":
         raise UsageError(f"{plot}: charts are drawn as PNG", hint=f"{plot.with_suffix('.png')}")

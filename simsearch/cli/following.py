@@ -47,7 +47,7 @@ def follow_index(engine: Engine, options: Mapping[str, Any], prune: bool = True,
 def following(engines: Mapping[str, Engine]) -> Iterator[None]:
     """Updates several indexes in threads whenever their sources change, until the end of the block.
 
-    engines: the indexes by their names. Raises MissingExtraError, and UsageError for a Milvus collection.
+    engines: the indexes, with their names as keys. Raises MissingExtraError, and UsageError for a Milvus collection.
     """
     check_available()
     for engine in engines.values():

@@ -13,7 +13,7 @@ from simsearch.cli.console import ErrorReportingGroup
 
 
 class LazyCommands(MutableMapping[str, click.Command]):
-    """Commands by name, each imported when it is first looked up.
+    """A mapping from names to commands, each of which is imported when it is first looked up.
 
     table: for each name, the module that defines the command as `NAME_command`, and the command's help text.
     """
@@ -46,7 +46,7 @@ class LazyCommands(MutableMapping[str, click.Command]):
         return name in self._table
 
     def short_helps(self) -> dict[str, str]:
-        """Returns the first sentence of each command's help, by the command's name."""
+        """Returns a dict from each command's name to the first sentence of its help."""
         return {name: f"{text.removesuffix('.').split('. ')[0]}." for name, (_, text) in self._table.items()}
 
 

@@ -56,7 +56,7 @@ COMMANDS = {
     ),
     "merge": (
         "simsearch.cli.maintain",
-        "Copies the items of OTHER indexes of the same model into an index, with their features.",
+        "Copies items and their features from OTHER indexes of the same model into an index.",
     ),
     "models": ("simsearch.cli.models", "Lists the models that an index can be built with."),
     "push": (
@@ -96,7 +96,7 @@ COMMANDS = {
         "Checks that the files of an index are undamaged and agree with each other. Exits 3 if not.",
     ),
 }
-"""By command name: the module that defines NAME_command, and the short help, with which the full help begins."""
+"""For each command's name: the module that defines NAME_command, and the short help, which begins the full help."""
 
 
 @click.group(
@@ -116,7 +116,7 @@ def main(debug: bool) -> None:
 
 
 def help_texts() -> dict[str, str]:
-    """Returns the text of `--help`, 100 columns wide, for each command by its name. docs/cli.md has these texts."""
+    """Returns a dict from each command's name to its `--help` text, 100 columns wide. docs/cli.md has these texts."""
     settings: dict[str, Any] = {"max_content_width": 100, "terminal_width": 100}
     with click.Context(main, info_name="simsearch", help_option_names=["-h", "--help"], **settings) as parent:
         return dict(_help_texts_of(main, parent, ""))

@@ -31,7 +31,7 @@ else:
 @index_option
 @version_option
 def merge_command(other: tuple[str, ...], index_path: str) -> None:
-    """Copies the items of OTHER indexes of the same model into an index, with their features."""
+    """Copies items and their features from OTHER indexes of the same model into an index."""
     with Index(index_path) as index:
         for path in other:
             with Index(path) as source, show_progress("merging") as progress:
@@ -66,14 +66,14 @@ def compact_command(dry_run: bool, form: str, index_path: str) -> None:
     "--recall",
     type=click.FloatRange(0, 1, min_open=True),
     metavar="R",
-    help="Share of the 10 true neighbours that must be found; 1 restores exact search."
+    help="Share of the 10 nearest items that a search must find; 1 restores exact search."
     "  [default: 0.99; with --codes 0.95]",
 )
 @click.option(
     "--memory",
     type=ByteSize(),
     metavar="BYTES",
-    help="Memory limit of the approximate search: 500M, 2G.  [default: none]",
+    help="Memory limit of the approximate search, such as 500M or 2G.  [default: none]",
 )
 @click.option(
     "--codes",
@@ -89,7 +89,7 @@ def tune_command(recall: float | None, memory: int | None, bits: int | None, for
     """Measures ways to search, and chooses the fastest that reaches a recall.
 
     Recall is the share of the true nearest items that a search finds; it is measured on held-out items. Searches work
-    as before while the command runs, and also after an interruption. Items added later are searched exactly. --codes
+    as before while the command runs, and also if it is interrupted. Items added later are searched exactly. --codes
     trains an autoencoder, which takes minutes, and uses its codes even if another way to search is faster; items added
     later then get codes, too.
     """

@@ -44,8 +44,8 @@ _CLUSTERS_HELP = "Largest number of clusters.  [default: as many as stand out, a
     type=click.Choice(cluster_names.KINDS),
     default="auto",
     show_default=True,
-    help="Name clusters by their items' labels, by guesses of the model for some pictures, or by numbers; auto uses"
-    " labels if at least half of a cluster's items have one, else guesses.",
+    help="Name clusters after the labels of their items, after the model's guesses for some of their pictures, or by"
+    " numbers; auto uses labels if at least half of a cluster's items have one, else guesses.",
 )
 @click.option(
     "--thumbnails",
@@ -53,7 +53,7 @@ _CLUSTERS_HELP = "Largest number of clusters.  [default: as many as stand out, a
     default=THUMBNAILS,
     show_default=True,
     metavar="N",
-    help="Small pictures in the file, about 2.5 kB each; 0 for none.",
+    help="Number of small pictures in the file, about 2.5 kB each; 0 for none.",
 )
 @click.option("--title", metavar="TEXT", help="Title of the page.  [default: Map of INDEX]")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the layout.")

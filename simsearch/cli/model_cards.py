@@ -69,7 +69,7 @@ def draw_filters(model: str | None, path: Path) -> int:
 
 
 def verbose(model: str | None = None) -> str:
-    """Returns the facts about all built-in models, or only about `model`, as text of several lines for each."""
+    """Returns the facts about all built-in models, or only about `model`, as text with several lines for each model."""
     blocks = []
     for row in facts(model):
         recipe = row["recipe"]

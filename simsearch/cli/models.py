@@ -82,7 +82,7 @@ else:  # they import torch
     default=0.1,
     show_default=True,
     metavar="SHARE",
-    help="Without --val: hold out this share of each class.",
+    help="Without --val: share of each class that is held out for validation.",
 )
 @click.option(
     "--from",
@@ -106,7 +106,7 @@ else:  # they import torch
 )
 @exclude_option
 @click.option("--resume", is_flag=True, help="Continue an interrupted training exactly where it stopped.")
-@click.option("--overwrite", is_flag=True, help="Replace weights, or an interrupted training, of the same name.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing FILE, or an interrupted training of it.")
 @device_option
 @version_option
 def train_command(source: tuple[str, ...], output: Path, names: Path | None, **options: Any) -> None:

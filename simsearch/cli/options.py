@@ -88,7 +88,7 @@ root_option = click.option(
     multiple=True,
     type=Root(),
     metavar="[OLD=]NEW",
-    help="New place of the images, if they have moved.",
+    help="Look for the images of a source at NEW, if they have moved there from OLD; repeatable.",
 )
 moved_model_option = click.option(
     "--model",

@@ -149,7 +149,7 @@ class KeyValue(click.ParamType):  # type: ignore[type-arg]
 
 
 class Root(click.ParamType):  # type: ignore[type-arg]
-    """Converts OLD=NEW to two texts: the root that the index records for a source, and the root that it has now.
+    """Converts OLD=NEW to two texts: the root that the index records for a source, and the source's present root.
 
     The second text is an absolute path or a remote address. NEW alone is for an index with a single source; the first
     text is then "".

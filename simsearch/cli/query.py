@@ -65,7 +65,7 @@ else:  # only needed to show pictures
 
 
 SHOWN_SIDE = 256
-"""Shorter side of the images of queries in reports, in pixels."""
+"""Shorter side of query images as they are shown, in pixels."""
 
 
 @click.command("query")
@@ -117,9 +117,9 @@ def query_command(
     An IMAGE that is a folder stands for all pictures in it. Exits 1 if no match was found.
     """
     if print0 and form not in {None, "paths"}:
-        raise UsageError(f"--print0 prints paths, not {form}", hint="leave out one of the two")
+        raise UsageError(f"--print0 prints paths, not {form}", hint="leave out --print0 or --format")
     if show and (print0 or form not in {None, "table"}):
-        raise UsageError("--show is for people, and needs the format table", hint="leave out --format, or --show")
+        raise UsageError("--show needs the format table", hint="leave out --show, or --format and --print0")
     if montage:
         reports_montage.montage_extension(montage)
     for file in (montage, html_file):

@@ -35,7 +35,7 @@ _TIMEOUT = 120.0  # seconds
 
 
 class Named(bytes):
-    """The bytes of an image with the name of their origin, which error messages show."""
+    """The bytes of an image, with the name of their origin for error messages."""
 
     name: str
 

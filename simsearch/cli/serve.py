@@ -47,7 +47,7 @@ port_option = click.option(
 def _limit(name: str, default: int, unit: str, text: str) -> Callable[[Command], Command]:
     """Returns a decorator that adds an option for a whole number of at least 1.
 
-    unit: the word for the number in the help, such as MIB. text: the help of the option.
+    unit: the placeholder for the number in the help, such as MIB. text: the help of the option.
     """
     return click.option(name, type=click.IntRange(1), default=default, show_default=True, metavar=unit, help=text)
 
@@ -61,14 +61,14 @@ def _limit(name: str, default: int, unit: str, text: str) -> Callable[[Command],
     metavar="[NAME=]PATH",
     shell_complete=completion.files,
     default=lambda: (default_index(),),
-    help="Index to serve; repeatable, the first is the default.  [default: as for `query`]",
+    help="Index to serve; repeatable. The first answers requests that name no index.  [default: as for `query`]",
 )
 @click.option(
     "--host",
     default="127.0.0.1",
     show_default=True,
     metavar="ADDRESS",
-    help="Address to listen on; 0.0.0.0 lets other machines in, with a key.",
+    help="Address to listen on; 0.0.0.0 lets other machines in, and needs --api-key or --insecure.",
 )
 @port_option
 @click.option(
@@ -101,7 +101,7 @@ def _limit(name: str, default: int, unit: str, text: str) -> Callable[[Command],
 @click.option("--allow-urls", is_flag=True, help="Allow searches by http(s) URL; public addresses only.")
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Site whose pages may call the service; repeatable.")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="Also accept this Host header; repeatable.")
-@_limit("--max-body", 32, "MIB", "Largest body in MiB.")
+@_limit("--max-body", 32, "MIB", "Largest request body in MiB.")
 @_limit("--max-pixels", 64, "MP", "Largest image in millions of pixels.")
 @click.option(
     "--memory",
@@ -172,7 +172,7 @@ def _check_folder_option(name: str, folder: str, allowed: bool) -> None:
 
 
 def _open_indexes(arguments: tuple[str, ...], device: str, writable: bool) -> dict[str, Engine]:
-    """Opens the indexes given by `-i [NAME=]PATH`, and returns them by name. Raises UsageError.
+    """Opens the indexes given by `-i [NAME=]PATH`; returns a dict from names to indexes. Raises UsageError.
 
     Without NAME, an index has the name of its folder, or of its Milvus collection.
     """

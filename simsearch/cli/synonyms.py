@@ -30,7 +30,7 @@ OTHER_VERBS = {
     "update": "build",
     "web": "serve",
 }
-"""By the name of a command in other tools: the name of the same command in simsearch."""
+"""Names of commands in other tools, each with the name of the equivalent command in simsearch."""
 
 _LIMITS = "--max-distance D, or --min-similarity S"
 _OUTPUT = "--html FILE, or > FILE"
@@ -56,7 +56,7 @@ OTHER_OPTIONS = {
     },
     "build": {"--output": "-i FOLDER", "-o": "-i FOLDER", "--recursive": "subfolders are always read too"},
 }
-"""By command of simsearch: options of other tools, each with a hint that names the equivalent."""
+"""For each command of simsearch: options of other tools, each with a hint that names the equivalent."""
 
 
 def _kind(match: re.Match[str]) -> str:

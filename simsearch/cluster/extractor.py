@@ -76,7 +76,7 @@ class ClusterExtractor:
     ) -> Iterator[list[tuple[Key, LoadedImage]]]:
         """Yields the results of the wanted images that `work` lists, and removes these images from `wanted`.
 
-        wanted: the key of each image, by the kind and root of its source, its path, its size and its stamp.
+        wanted: a dict from (kind of source, root of source, path, size, stamp) to the key of the image.
         known: the SHA-256 of the files for which the index has features.
         """
         items, sources = work.items(), work.info.sources

@@ -33,7 +33,7 @@ PATIENCE = 60.0
 """Seconds without a working worker before the build is given up."""
 
 ATTEMPTS = 5
-"""Number of workers lost on the same chunk after which the build is given up."""
+"""The build is given up when this number of workers have been lost on the same chunk."""
 
 CONNECT = 5.0
 """Seconds to wait for the cluster's address to answer."""

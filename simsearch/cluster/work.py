@@ -5,7 +5,7 @@ They are in the folder `derived/work/` of the index: `images.jsonl` (a line for 
 atomically, and the name of a chunk's file does not depend on the worker, so a chunk that is computed twice still has
 one result. Features are stored as in an index; nothing is pickled.
 
-Letters: D dimension, n images of a chunk.
+Letters: D dimension of the features, n images of a chunk that have features.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class WorkItem:
 class WorkInfo:
     """The content of `work.json`.
 
-    model: name or path of the model, for loading. sources: kind and root of each source, by number. total: number of
-    images. chunk_size: number of images in a chunk; `work.json` calls it `share`, as former versions did. batch_size: 0
-    for the device's default. precision, descriptor: how features are computed; see `Engine.precision` and
-    `Meta.descriptor`.
+    model: name or path of the model, for loading. sources: kind and root of each source, in the order of their numbers.
+    total: number of images. chunk_size: number of images in a chunk; `work.json` calls it `share`, as former versions
+    did. batch_size: 0 for the device's default. precision, descriptor: how features are computed; see
+    `Engine.precision` and `Meta.descriptor`.
     """
 
     model: str

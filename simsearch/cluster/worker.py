@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class Worker:
     """Computes chunks of a work folder in a process of its own, which loads the model once.
 
-    folder: the path of the work folder. device: see `load.load_model`. threads: None for the default.
+    folder: the path of the work folder. device: see `load.load_model`. threads: number of decoding threads;
+    None for the default.
     """
 
     def __init__(self, folder: str, device: str, threads: int | None) -> None:

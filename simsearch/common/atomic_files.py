@@ -15,7 +15,7 @@ from simsearch.errors import UsageError
 
 _PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")
 _ABANDONED = 24 * 3600.0
-"""Seconds without a change after which a partial file counts as left by a killed process."""
+"""A partial file that has not changed for this number of seconds counts as left by a killed process."""
 
 
 @contextlib.contextmanager

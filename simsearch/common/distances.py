@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def squared_norms(rows: NDArray[Any], dtype: DTypeLike | None = None) -> NDArray[Any]:
-    """Returns the squared length of each row of an (n, D) array: (n,).
+    """Returns the squared length of each row of an (n, D) array, as an array (n,).
 
     dtype: the type of the sums and of the result; None for the type of `rows`.
     """

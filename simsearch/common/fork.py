@@ -27,7 +27,7 @@ PATIENCE = 1.0
 
 _turn = threading.Condition()
 _at_work: Counter[int] = Counter()
-"""By the identifier of a thread: the number of `postponed` blocks that the thread is in."""
+"""For each thread's identifier: the number of `postponed` blocks that the thread is in."""
 _forks = 0
 """The number of threads that are about to fork."""
 

@@ -36,7 +36,7 @@ class Interval:
 
 
 def mean_interval(shares: NDArray[np.floating[Any]]) -> tuple[float, float]:
-    """Returns the (low, high) interval of the mean of (n,) proportions, by the normal approximation.
+    """Returns (low, high), the 95 % interval of the mean of (n,) proportions, by the normal approximation.
 
     If all values are equal, the half-width is 3/n, by the rule of three. For a single value, the half-width is 1.
     """

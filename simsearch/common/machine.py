@@ -25,7 +25,7 @@ def available_cores() -> int:
 
 
 def cgroup_cpu_quota(membership: Path, root: Path) -> float:
-    """Returns the CPU quota of the process's cgroups in cores (cgroup v1 or v2); infinity if there is none.
+    """Returns the CPU quota of the process's cgroups (v1 or v2), as a number of cores; infinity if there is none.
 
     The limits of parent cgroups apply too.
     membership: file that lists the process's cgroups, with a line `number:controllers:path` for each.

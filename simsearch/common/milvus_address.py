@@ -27,7 +27,7 @@ COLLECTION = "simsearch"
 """The default collection of a Milvus Lite file."""
 
 TIMEOUT = 6.0
-"""Default number of seconds to try to reach a server."""
+"""Default time limit for reaching a server, in seconds."""
 
 TOKEN = "SIMSEARCH_MILVUS_TOKEN"
 _HINT = "milvus://HOST:PORT/COLLECTION, or milvus:///PATH/FILE.db"
@@ -86,7 +86,7 @@ def parse_address(text: str) -> MilvusAddress:
             settings[key] = int(value)
         else:
             hint = "consistency=strong|bounded, timeout=SECONDS, effort=N"
-            raise UsageError(f"{text!r}: {key}={value} cannot be used", hint=hint)
+            raise UsageError(f"{text!r}: the option {key}={value} is unknown or has an invalid value", hint=hint)
     path = re.sub("^/+", "/", unquote(parts.path))  # milvus:///$PWD/... has four slashes
     if not host:
         found = re.fullmatch(r"(/.*\.db)(?:/([^/]*))?", path)
@@ -104,6 +104,6 @@ def _name(name: str, text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", name):
         what = f"{name!r} is not a valid collection name" if name else "the name of the collection is missing"
         raise UsageError(
-            f"{text!r}: {what}", hint="the name has only letters, digits and _, and does not start with a digit"
+            f"{text!r}: {what}", hint="a name has at most 255 letters, digits and _, and does not start with a digit"
         )
     return name

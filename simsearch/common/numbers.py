@@ -6,7 +6,7 @@ import re
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
 _EXACT = 15
-"""The number of decimal digits that a float always keeps."""
+"""Number of significant decimal digits that are never lost when a text is converted to a float."""
 
 _DIGITS = 400
 """Largest length of a text that is read as a number, in characters."""

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 DEPTH = 64
-"""The most levels to which arrays and objects may be nested."""
+"""Largest nesting depth of arrays and objects."""
 
 TOO_DEEP = f"its arrays and objects are nested more than {DEPTH} levels deep"
 """The error message for JSON that is nested too deeply."""
@@ -16,12 +16,13 @@ DIGITS = 4000
 """The largest number of digits of an integer; Python itself refuses 4,301 digits or more."""
 
 LIMIT = 64 << 20
-"""Default size limit, in bytes or characters."""
+"""Default size limit: in bytes for `bytes`, in characters for `str`."""
 
 
 def parse(text: str | bytes, limit: int = LIMIT) -> Any:
-    """Returns the value of a JSON text. limit: the largest length of the text, in bytes or characters.
+    """Returns the value of a JSON text.
 
+    limit: the largest length of the text: in bytes for `bytes`, in characters for `str`.
     Raises ValueError for invalid JSON, and for NaN, infinity, repeated keys, too long texts and too deep nesting.
     """
     return _parse(text, limit, _STRICT)
@@ -36,7 +37,7 @@ def parse_lenient(text: str | bytes, limit: int = LIMIT) -> Any:
 
 
 def integer(text: str) -> int:
-    """Returns the integer that a number in JSON stands for. Raises ValueError if it has more than `DIGITS` digits."""
+    """Converts the text of an integer in JSON to an int. Raises ValueError if it has more than `DIGITS` digits."""
     if len(text) > DIGITS:
         raise ValueError(f"a number of {len(text):,} digits is too large")
     return int(text)

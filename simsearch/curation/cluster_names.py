@@ -52,12 +52,12 @@ def name_clusters(
 
     kind: "labels", "guesses" (of the classifier), "numbers", or "auto" (for each cluster, labels or guesses); see
     `KINDS`.
-    model: a function that loads the classifier, called only if clusters must be classified. None: these clusters keep
-    their numbers.
+    model: a function that loads the classifier, called only if clusters must be classified. None: such clusters keep
+    their numbers as names.
     progress: called with the number of clusters classified so far, and the number of all clusters to classify.
-    largest: the largest number of pixels of an image that is classified; None for no limit.
-    If the model has no classes or cannot be loaded, kind "auto" keeps the numbers of the clusters, and kind "guesses"
-    raises the error. Raises UsageError for an unknown kind.
+    largest: images of more pixels are not classified; None for no limit.
+    If the model has no classes or cannot be loaded, the clusters to classify keep their numbers for the kind "auto";
+    for the kind "guesses", the error is raised. Raises UsageError for an unknown kind.
     """
     if kind not in KINDS:
         raise UsageError(f"clusters cannot be named by {kind!r}", hint=suggestions.hint(kind, KINDS))
@@ -84,9 +84,10 @@ def check_classifier(model: Any) -> Any:
 
 
 def _classifier(model: Callable[[], Any], kind: str) -> Any:
-    """Loads and returns the classifier; returns None if `kind` is labels or numbers.
+    """Loads and returns the classifier; returns None if `kind` is "labels" or "numbers".
 
-    If the classifier cannot be used, kind guesses raises the error; kind auto logs a warning and returns None.
+    If the classifier cannot be used, the error is raised for "guesses"; for "auto", a warning is logged, and the result
+    is None.
     """
     if kind in ("labels", "numbers"):
         return None
@@ -119,11 +120,12 @@ def _by_labels(drawn: ItemMap, number: int, few: bool) -> Cluster | None:
 def _guesses(
     drawn: ItemMap, numbers: Sequence[int], model: Any, progress: Progress, largest: int | None
 ) -> dict[int, Cluster]:
-    """Returns clusters by number, each named after the most probable class of its images.
+    """Returns a dict from the number of a cluster to the cluster, named after the most probable class of its images.
 
-    The second class is added to the name if it is nearly as probable (see `MAJORITY`).
-    numbers: the numbers of the clusters to name. The class probabilities are averaged over the `CENTRAL` items nearest
-    to the centre of a cluster. A cluster without a readable image is left out.
+    The second class is added to the name if it is nearly as probable (see `MAJORITY`). The class probabilities are
+    averaged over the `CENTRAL` items nearest to the centre of a cluster. If none of them can be used, the cluster is
+    left out.
+    numbers: the numbers of the clusters to name. largest: images of more pixels are not used; None for no limit.
     """
     classes, found = model.classes, {}
     for done, number in enumerate(numbers, 1):
@@ -143,9 +145,9 @@ def _guesses(
 
 
 def central(drawn: ItemMap, number: int, count: int) -> NDArray[np.int64]:
-    """Returns the `count` items nearest to the median position of a cluster, the nearest first.
+    """Returns the `count` items nearest to the median position of a cluster, as indices into `drawn.members`.
 
-    The result has indices into `drawn.members`, fewer if the cluster is smaller. number: the number of the cluster.
+    The nearest comes first. If the cluster has fewer items, all are returned. number: the number of the cluster.
     """
     places = np.flatnonzero(drawn.cluster_ids == number)
     positions = drawn.positions[places]

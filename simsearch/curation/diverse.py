@@ -27,7 +27,7 @@ def diverse(snapshots: Searchable, count: int, progress: Progress = no_progress)
     The first item is the one nearest to the mean of all features. Fewer than `count` items are returned if every other
     item has the same features as a chosen one.
     snapshots: the index to examine, such as `engine.snapshots` of an `Engine`.
-    Facts of each finding: `radius`, the largest distance from an item of the index to the nearest item chosen so far.
+    Facts of each finding: `radius`, the largest distance from any item to the nearest of the items chosen so far.
     Raises UsageError if `count` is less than 1 or the index has no items.
     """
     if count < 1:

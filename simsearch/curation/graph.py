@@ -30,7 +30,8 @@ BLOCK = 256
 class Finding:
     """One result of a curation function.
 
-    member: the item that was found. facts: what was found out about the item, by name, such as a score.
+    member: the item that was found.
+    facts: what was found out about the item: a mapping from names, such as "score", to values.
     evidence: other items that explain the result, such as the neighbours of `member`, the nearest first; empty if none
     are needed.
     """
@@ -136,7 +137,7 @@ class Graph:
 
 @contextlib.contextmanager
 def neighbour_graph(snapshots: Searchable, k: int, progress: Progress = no_progress) -> Iterator[Graph]:
-    """Gives the exact k nearest other items of each item to a `with` block.
+    """Returns a context manager that gives a `Graph`: the exact k nearest other items of each item.
 
     The index stays open for reading until the block ends.
     snapshots: the index to examine, such as `engine.snapshots` of an `Engine`.

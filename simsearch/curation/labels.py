@@ -87,7 +87,7 @@ def find_issues(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Returns a suggested label and a margin for each item, (n,) each, by the rule of confident learning.
 
-    probable: (n, c), see `label_probabilities`. given: (n,) the number of each item's own label, -1 for none.
+    probable: (n, count), from `label_probabilities`. given: (n,) the number of each item's own label, -1 for none.
     The margin is the probability of the suggested label minus that of the item's own label. Both results are -1 if the
     item has no label or its label is not suspicious.
     """

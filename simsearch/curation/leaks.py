@@ -17,8 +17,9 @@ def leaks(
 ) -> list[Finding]:
     """Returns the items of an index that have a near-identical item in another index, the nearest pairs first.
 
-    snapshots: the index to examine, such as `engine.snapshots` of an `Engine`. against: the other index, in the same
-    form; its features must be from the same model. max_distance: the largest Euclidean distance of a pair.
+    snapshots: the index to examine, such as `engine.snapshots` of an `Engine`.
+    against: the other index, given in the same way; its features must be from the same model.
+    max_distance: the largest Euclidean distance of a pair.
     Facts of each finding: `distance`; `same_file`, True if the two files are identical byte for byte; `same_label`,
     True if both items have the same label. Evidence: the item of the other index.
     Raises UsageError if `max_distance` is negative or NaN, or if an index has no items.

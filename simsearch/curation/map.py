@@ -111,7 +111,7 @@ class ItemMap:
         return MapColumns(self.ids, self.positions, self.cluster_ids, names, near, away)
 
     def facts(self, seed: int) -> dict[str, str]:
-        """Returns short texts, by name, that tell people how the map was made.
+        """Returns facts about how the map was made, as texts for people; the keys are the names of the facts.
 
         seed: the random seed that the map was drawn with.
         """
@@ -167,8 +167,8 @@ def draw_map(
 ) -> ItemMap:
     """Returns a map whose clusters have numbers as names; `cluster_names.name_clusters` can give them better names.
 
-    near: the result of `read_neighbours`. clusters: the largest number of clusters; None for all prominent ones. seed:
-    random seed of the layout.
+    near: the result of `read_neighbours`. seed: random seed of the layout.
+    clusters: the largest number of clusters; None for all prominent ones.
     progress: called with the number of iterations done so far and the number of all iterations.
     Raises UsageError if `clusters` is less than 1, and MissingExtraError if openTSNE is not installed.
     """

@@ -41,8 +41,8 @@ def spread_labels(
     """Returns the unlabelled items that a label reaches, the most certain first, each with its nearest neighbours.
 
     snapshots: the index to examine, such as `engine.snapshots` of an `Engine`.
-    seeds: the labels to spread, by item id. All other items then count as unlabelled, even if they have a label in the
-    index. None: the labels in the index are spread.
+    seeds: maps ids of items to the labels to spread. All other items then count as unlabelled, even if they have labels
+    in the index. None: the labels in the index are spread.
     Facts of each finding: `label`; `confidence`, the probability of that label.
     Raises UsageError if the index has no items or lacks an item of `seeds`, if there are fewer than two different
     labels, if no item is unlabelled, or if k is less than 1.
@@ -57,8 +57,8 @@ def spread_labels(
         if (given >= 0).all():
             raise UsageError(
                 "all items have labels",
-                hint="`seeds` gives the labels to spread",
-                shell_hint="--tag NAME=LABEL gives the labels to spread",
+                hint="give the labels to spread in `seeds`; the labels in the index are then ignored",
+                shell_hint="give the labels to spread with --tag NAME=LABEL; the labels in the index are then ignored",
             )
         probable = _spread(graph, given, len(names))
         best = probable.argmax(1)

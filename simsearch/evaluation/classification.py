@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class ClassificationReport:
     """The top-1 and top-5 error of a model on labelled pictures, as fractions with 95 % intervals.
 
-    model: its name.
+    model: the name of the model.
     crops: the number of patches by which each picture was classified; see `simsearch.models.classify.patches`.
     images: the number of pictures measured.
     unknown: the number of pictures whose class the model was not trained on; they are left out.

@@ -43,7 +43,7 @@ _ROUNDING = 1e-5  # error of squared distances in float32, as a fraction of the 
 _LAST = np.uint64(2**64 - 1)  # the key of a row that is left out; all other keys are smaller
 
 Values = dict[str, "NDArray[np.float64]"]
-"""The values of each measure, by its name: (nq,), one for each query, NaN if the measure is undefined for it."""
+"""Maps each measure's name to its values: (nq,), one for each query; NaN where the measure is undefined."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _measure(
     recalls: Sequence[int],
     neighbours: int,
 ) -> Values:
-    """Returns the measures of one block of b queries, by name.
+    """Returns a dict from each measure's name to its values, (b,), for one block of b queries.
 
     order: row numbers, nearest first: (b, N), or (b, N - 1) if the queries are the rows themselves.
     precisions, recalls, neighbours: as for `retrieval`.
@@ -217,7 +217,7 @@ class _Ranking:
         return found[:, :-1] if self.leave_one_out else found
 
     def _sort_exactly(self, number: int, keys: NDArray[np.uint64]) -> None:
-        """Sorts the keys of one query in place. The keys of at least the `head` nearest rows are sorted in float64.
+        """Sorts the keys of one query in place: at least the `head` nearest rows by distances computed in float64.
 
         number: the number of the query. keys: (N,) uint64, the bits of the squared distance followed by the row number.
         """

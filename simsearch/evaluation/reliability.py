@@ -34,8 +34,8 @@ STEPS = 10
 class Reliability:
     """How often the matches in one range of similarities are right.
 
-    name: of the range. low, high: its limits; `high` is outside the range unless it is 1.
-    matches: their number.
+    name: the name of the range. low, high: the limits of the range; `high` itself is in the range only if it is 1.
+    matches: the number of matches in the range.
     right: the fraction of matches that have the query's label; None if there are no matches.
     """
 
@@ -50,10 +50,10 @@ class Reliability:
 class ReliabilityReport:
     """How often matches have the query's label, by similarity; the matches of a query are its `K` nearest items.
 
-    queries: their number.
+    queries: the number of queries.
     right: the mean similarity of matches that have the query's label; None if there are none.
     wrong: the mean similarity of all other matches; None if there are none.
-    words: how often matches are right, by the word for their similarity, from copy to weak.
+    words: how often matches are right, for each word that is shown for a similarity, from "copy" to "weak".
     curve: how often matches are right, in each of `STEPS` ranges of similarity, ascending.
     """
 
@@ -77,7 +77,7 @@ class ReliabilityReport:
 class NearestMatches:
     """Collects the distances of the `K` nearest items of each query, and which of these items have the query's label.
 
-    base: the items. queries: their features and labels.
+    base: features and labels of the items. queries: those of the queries.
     """
 
     def __init__(self, base: LabelledFeatures, queries: LabelledFeatures) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from simsearch.images.sources.labelled import LabelledImage
 
 NAMES = {"AP": "mAP", "knn": "knn_accuracy"}
-"""The names of means over all queries, where they differ from the name of the measure for one query."""
+"""Maps a measure's name to the name of its mean over all queries, if the two differ."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class RetrievalReport:
     unlabelled: the number of items without a label, which are left out.
     failed: the number of query pictures that could not be decoded.
     chance: the expected P@k of a random ranking.
-    scores: the mean of each measure over all queries, by name.
-    classes: by label, the number of queries with the label, and their scores.
+    scores: maps the name of each mean (see `NAMES`) to the mean of the measure over all queries.
+    classes: maps each label of a query to the number of queries with this label and to their scores.
     queries: the queries for which the index has another item with the same label, from the worst average precision to
     the best.
     count: the number of all queries, including those without such an item.
@@ -65,7 +65,7 @@ class RetrievalReport:
     unknown: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the report as a dictionary of JSON values, without the single queries.
+        """Returns the report as a dictionary of JSON values, without the results of individual queries.
 
         A score that is undefined for every query is null.
         """
@@ -99,7 +99,7 @@ def evaluate_retrieval(
     pictures: labelled pictures to search for; if None, each labelled item is a query for the other labelled items.
     progress: called with the number of pictures decoded and the number of all pictures, then with the number of queries
     done and the number of all queries.
-    Raises UsageError if fewer than two items have labels, if no item has the label of a query, or if no query can be
+    Raises UsageError if fewer than two items have labels, if no item has the label of any query, or if no query can be
     decoded.
     """
     with engine.reading() as reader:
@@ -118,7 +118,7 @@ def evaluate_retrieval(
         known = [picture for picture in pictures if picture.label in set(labels)]
         if not known:
             shown = ", ".join(sorted({picture.label for picture in pictures})[:3])
-            raise UsageError(f"no item of {engine.path} has a label of the queries: {shown}, ...")
+            raise UsageError(f"no item of {engine.path} has one of the labels of the queries: {shown}, ...")
         unknown = len(pictures) - len(known)
         keys, query_labels, vectors = _computed(engine, known, progress)
         failed = len(known) - len(keys)

@@ -77,7 +77,7 @@ def measure(
     originals: the unchanged pictures.
     rows: (n,) the row of each original in `base`.
     base: (N, D) the features of all items.
-    features: computes the features (n, D) of n images.
+    features: a function that computes the features (n, D) of n images.
     changes: names in `simsearch.images.perturb.CHANGES`.
     progress: called with the number of strengths done and the number of all strengths.
     Another item that has exactly the features of the original counts as the original.

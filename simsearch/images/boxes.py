@@ -1,7 +1,7 @@
 """Parts of a picture: x, y, width and height, each in pixels or in percent of the picture's width or height.
 
 x and y are counted from the upper left corner of the upright picture. This module imports nothing heavy, since the
-command line reads parts with it.
+command line uses it to parse arguments.
 """
 
 from __future__ import annotations

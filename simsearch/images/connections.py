@@ -57,10 +57,10 @@ class Deadline:
     def left(self) -> float:
         """Returns the seconds left. Raises TimeoutError if there are none, StoppedError if `stop` is set."""
         if self.stop is not None and self.stop.is_set():
-            raise StoppedError("stopped")
+            raise StoppedError("the fetch was stopped")
         left = self.end - time.monotonic()
         if left <= 0:
-            raise TimeoutError("too slow")
+            raise TimeoutError("the server took too long")
         return left
 
     def wait(self, descriptor: int, event: int) -> None:

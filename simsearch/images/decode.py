@@ -71,10 +71,10 @@ def decode_image(
 ) -> DecodedImage:
     """Decodes the first frame of an image file, given as bytes or as an open file, into upright RGB.
 
-    shorter_side: the pixels that the caller needs along the image's shorter side; None for the full size. If the image
-    has more, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size; at least `scaled.SPARE` times the needed pixels are
-    then left. An image of more than `scaled.LARGE_PIXELS` pixels may be scaled to 1/2, 1/3, 1/4, …; at least twice the
-    needed pixels are then left. A panorama whose shorter side is too short for this is cut to its middle.
+    shorter_side: the pixels that the caller needs along the image's shorter side; None for the full size. A JPEG is
+    decoded at 1/2, 1/4 or 1/8 of its size if at least `scaled.SPARE` times the needed pixels are left along this side.
+    An image of more than `scaled.LARGE_PIXELS` pixels is scaled to 1/2, 1/3, 1/4, … if at least twice the needed
+    pixels are left. A panorama of that size whose shorter side is too short for this is cut to its middle.
     largest: the most pixels that the original may have.
     Raises ImageError, with a reason that can be shown in a list of failures.
     """
@@ -124,7 +124,7 @@ def decode_memory(data: bytes | IO[bytes], shorter_side: int | None = None) -> i
 def from_array(array: NDArray[np.uint8]) -> Image.Image:
     """Converts an (H, W), (H, W, 3) or (H, W, 4) uint8 array to RGB. Raises ImageError for another shape or dtype."""
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in {3, 4})):
-        raise ImageError(f"an image array is (H, W, 3) uint8, not {array.shape} {array.dtype}")
+        raise ImageError(f"an image array is (H, W), (H, W, 3) or (H, W, 4) uint8, not {array.shape} {array.dtype}")
     if 0 in array.shape:
         raise ImageError(f"an image array of shape {array.shape} holds no pixels")
     return to_rgb(Image.fromarray(array))
@@ -145,7 +145,7 @@ def check_box(box: Box, size: tuple[int, int]) -> PixelBox:
     try:
         x, y, width, height = in_pixels(box, size)
     except (TypeError, ValueError):
-        raise UsageError(f"a crop is {FORM}; not {box!r}") from None
+        raise UsageError(f"a crop is {FORM}; {box!r} is not valid") from None
     given = ",".join(map(str, box))
     if width <= 0 or height <= 0:
         raise ImageError(f"crop {given} has no area", hint="give a width and a height of at least one pixel")

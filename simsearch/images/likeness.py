@@ -1,10 +1,10 @@
 """Compares pixels to find copies of pictures, even if scaled, saved again, cropped a little, turned or mirrored.
 
-Each picture is scaled to a small square, called a view. The second view is turned or mirrored to the position that fits
-the first view best. An affine map then aligns it with the first view (Gauss-Newton on the grey values, inverse
-compositional: Baker and Matthews 2004). The pictures are copies if the aligned views agree as a whole and in their
-details, and have the same colours. Pictures that are only similar, of one scene or kind, share the coarse shapes but
-not the details.
+Two pictures are compared at a time. Each is scaled to a small square, called a view. The second picture's view is
+turned or mirrored to the position that fits the first view best. An affine map then aligns it with the first view
+(Gauss-Newton on the grey values, inverse compositional: Baker and Matthews 2004). The pictures are copies if the
+aligned views agree as a whole and in their details, and have the same colours. Pictures that are only similar, of one
+scene or kind, share the coarse shapes but not the details.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ALIKE = 0.75
 """Two views are aligned only if their correlation, at a quarter of their size, is at least this."""
 
 WHOLE, DETAILS = 0.9, 0.65
-"""Aligned views of copies have at least these correlations, of their grey values and of their details."""
+"""The least correlations of two aligned views that count as copies: of their grey values and of their details."""
 
 COLOURS = 30.0
 """Aligned views of copies differ by at most this in R - G and in B - G (root mean square, on the scale 0 to 255)."""
@@ -37,7 +37,7 @@ COLOURS = 30.0
 FARTHEST = 0.15
 """The largest change of scale, shear or place that the affine map between two copies may make.
 
-Coordinates run from -1 to 1: scale and shear may change by 15 %, places by 7.5 % of the sides.
+Coordinates run from -1 to 1, so 0.15 is 15 % for scale and shear, but 7.5 % of the sides for places.
 """
 
 GREY_NOISE, DETAIL_NOISE = 4.0, 1.0
@@ -62,7 +62,7 @@ def view(image: Image.Image) -> NDArray[np.uint8]:
 def are_copies(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Returns (n,) bool: True for each pair of views that show copies of one picture.
 
-    first, second: the views of the pairs, (n, SIDE, SIDE, 3) uint8 each.
+    first, second: the first and the second view of each pair, two arrays (n, SIDE, SIDE, 3) uint8.
     """
     parts = [
         _are_copies(first[start : start + _AT_ONCE], second[start : start + _AT_ONCE])
@@ -112,7 +112,7 @@ def _turned(image: Pixels, form: int) -> Pixels:
 
 
 def _scaled(images: Pixels, side: int) -> Pixels:
-    """Scales images (n, SIDE, SIDE) down to (n, side, side), by a whole number."""
+    """Scales images (n, SIDE, SIDE) down to (n, side, side). side: a divisor of SIDE."""
     step = images.shape[1] // side
     scaled: Pixels = images.reshape(len(images), side, step, side, step).mean((2, 4))
     return scaled
@@ -202,7 +202,7 @@ def _composed(moved: Pixels, step: Pixels) -> Pixels:
 
 
 def _grid(side: int) -> tuple[Pixels, Pixels]:
-    """Returns the coordinates x and y of the pixels of a square, from -1 to 1, both (side * side,)."""
+    """Returns the x and the y coordinates of a square's pixels, from -1 to 1, as two arrays (side * side,)."""
     along = ((np.arange(side) - (side - 1) / 2) / (side / 2)).astype(np.float32)
     y, x = np.meshgrid(along, along, indexing="ij")
     return x.ravel(), y.ravel()

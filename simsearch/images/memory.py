@@ -1,4 +1,4 @@
-"""Estimates of the memory that decoding an image needs at its peak, from its header alone."""
+"""Estimates, from an image's header alone, the peak memory needed to decode the image."""
 
 from __future__ import annotations
 

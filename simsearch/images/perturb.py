@@ -10,7 +10,7 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
 Change = Callable[[Image.Image, float, Generator], Image.Image]
-"""A function that changes an RGB image by a strength. The unit of the strength depends on the change; see `CHANGES`."""
+"""A function (image, strength, random generator) that changes an RGB image. `CHANGES` has the unit of the strength."""
 
 
 def recompress(image: Image.Image) -> Image.Image:
@@ -44,7 +44,7 @@ COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "rotated by 2 degrees": lambda image: image.rotate(2, Image.Resampling.BICUBIC),
     "mirrored": ImageOps.mirror,
 }
-"""The changes that make a near-identical copy of an image, by their names."""
+"""Maps the names of changes that make a near-identical copy of an image to their functions."""
 
 
 def _shift(image: Image.Image, strength: float, random: Generator) -> Image.Image:
@@ -127,4 +127,4 @@ CHANGES: dict[str, tuple[Change, tuple[float, ...], str]] = {
     "colour": (_colour, (0.1, 0.2, 0.4, 0.6), "change of brightness, contrast and saturation"),
     "text": (_text, (0.05, 0.1, 0.2, 0.4), "share of the height"),
 }
-"""For each change, by its name: the function, its strengths from weak to strong, and their unit."""
+"""Maps the name of each change to its function, its strengths from weak to strong, and the unit of the strengths."""

@@ -29,7 +29,7 @@ MAX_SIDE = 4096
 """The largest permitted `Preprocessing.resize`, in pixels."""
 
 _JSON_KEYS = {"std": "deviation"}
-"""JSON keys by field; for all other fields, the key is the name of the field."""
+"""Maps fields of `Preprocessing` to their JSON keys; the key of every other field is its name."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Preprocessing:
         if not (0 < self.crop <= 2 * self.resize):
             raise WeightsError(f"recipe: crop {self.crop} is not from 1 to {2 * self.resize}, which is twice resize")
         if type(self.interpolation) is not str or self.interpolation not in FILTERS:
-            raise WeightsError(f"recipe: interpolation {self.interpolation!r} is none of {', '.join(FILTERS)}")
+            raise WeightsError(f"recipe: interpolation {self.interpolation!r} is not one of {', '.join(FILTERS)}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:

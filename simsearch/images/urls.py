@@ -36,7 +36,7 @@ LOOKUPS = 64
 """The most host names that are looked up at once. A lookup cannot be cancelled, so it may outlive the fetch."""
 
 PARTS, PART_BYTES = 1000, 256
-"""A response may come in at most PARTS parts (chunks, packets), plus one for each PART_BYTES bytes."""
+"""A response is refused if it comes in more than PARTS parts (chunks, packets) plus one per PART_BYTES bytes."""
 
 WAIT = 20.0
 """Time limit (seconds) of each wait for the server, if the user of the command line gives a URL."""
@@ -149,7 +149,7 @@ def fetch_public(
             url = urljoin(url, location)
         except ValueError:
             raise UsageError("the URL is not valid") from None
-    raise ImageError(f"over {REDIRECTS} redirects")
+    raise ImageError(f"the URL is redirected more than {REDIRECTS} times")
 
 
 def _request(
@@ -217,13 +217,13 @@ _lookups = threading.BoundedSemaphore(LOOKUPS)
 def _resolve(host: str, port: int, permitted: Callable[[Address], bool], deadline: Deadline) -> Address:
     """Returns an address of a host, after checking all its addresses.
 
-    Raises ImageError if the host has no address, UsageError if any of its addresses is not permitted.
+    Raises ImageError if no address is found, UsageError if any of the host's addresses is not permitted.
     """
     try:
         found = _look_up(host, port, deadline)
         addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
     except (OSError, UnicodeError, ValueError):
-        raise ImageError("the URL's host has no address") from None
+        raise ImageError("no address was found for the URL's host") from None
     if not addresses or not all(permitted(address) for address in addresses):
         raise UsageError("the URL's host is not on the public Internet")
     return addresses[0]
@@ -251,7 +251,7 @@ def _look_up(host: str, port: int, deadline: Deadline) -> list[Any]:
 
 
 def _in_thread(call: Callable[[], T], name: str) -> tuple[threading.Event, list[T | Exception]]:
-    """Starts a call in its own thread; the caller need not wait for the end.
+    """Starts a call in a new thread called `name`; the caller need not wait for the end.
 
     Returns an event that is set when the call has ended, and a list that then contains the result or the exception.
     """

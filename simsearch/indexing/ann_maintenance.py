@@ -1,8 +1,8 @@
 """Updates an approximate search while its index grows: encodes new items and measures the recall.
 
-The caller holds the writer lock. It calls this module at the end of a build and of other large changes. A measurement
-reads all features once, for all queries together. It is made only if the index has grown by a tenth since the last
-measurement.
+The caller holds the writer lock, and calls this module at the end of a build and of other large changes. The recall is
+measured only if the index has grown by a tenth since the last measurement. A measurement reads all features once, for
+all queries together.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from simsearch.storage.folder import Folder
 
 GROWN = 1.1
-"""Growth factor of the number of items after which the recall is measured again."""
+"""Factor by which the number of items must grow before the recall is measured again."""
 
 QUERIES = 100
-"""Number of new items to measure the recall with; they are not among the items searched."""
+"""Maximum number of new items used as queries when the recall is measured. These items are not searched."""
 
 
 def update(

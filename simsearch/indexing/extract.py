@@ -34,19 +34,19 @@ DECODING_BYTES = 768 << 20
 """Memory limit in bytes for images being decoded: enough for the largest accepted image, or for many ordinary ones."""
 
 AHEAD = 4
-"""Number of batches whose images may be queued or decoded in advance."""
+"""Maximum number of batches whose images are queued or decoded in advance."""
 
 PATIENCE = 1.0
 """Seconds after which an incomplete batch is computed, if images are slow to decode."""
 
 WAITING_BYTES = 256 << 20
-"""Limit in bytes of files that wait for a GPU decoder.
+"""Maximum total size, in bytes, of the files that wait for a GPU decoder.
 
 A batch is computed when its files reach a quarter of this limit.
 """
 
 FINISHED = 16
-"""Maximum number of computed batches that wait for the caller."""
+"""Maximum number of batches, computed or not, that wait for the caller."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,14 @@ def extract(
     batch_size: int = 32,
     workers: int | None = None,
 ) -> Iterator[list[tuple[T, LoadedImage]]]:
-    """Computes the features of images; yields (key, result) of all tasks in order, in batches.
+    """Computes the features of images; yields lists of (key, result), one pair for each task, in the order of `tasks`.
 
     Memory is bounded, whatever the number and size of the images: at most `DECODING_BYTES` for images being decoded,
     and a few batches of pixels and features. The features do not depend on the batch size or the number of workers.
 
     known: SHA-256 digests of files whose features the caller has. Images with these digests are read and hashed, but no
-    features are computed. The caller may add digests during the extraction. Of several images with the same content,
-    only the first is computed; the results of the others have no features.
+    features are computed. The caller can add digests during the extraction. If several images have the same content,
+    only the result of the first one has features.
     batch_size: number of images computed at a time.
     workers: number of threads; by default, the number of available cores.
     Raises the exceptions of the iterator `tasks` and of the model. An image that cannot be read is a result, not an
@@ -129,7 +129,7 @@ class _ExtractionPipeline(Generic[T]):
         """Returns a result, with a failure added if the GPU decoder failed on an earlier image of the same content.
 
         Of several images with the same content, the decoder gets only the first. The later ones have no features; if
-        the first one fails, they get its reason.
+        the first one cannot be decoded, its `problem` is also the `problem` of the later ones.
         """
         if result.problem is not None:
             if result.digest in self.computing_digests:

@@ -81,8 +81,8 @@ def load_image(
     known: SHA-256 digests of images that need not be decoded.
     budget: memory shared by all images being decoded; None for no limit.
     decoder: a GPU decoder. Files that it accepts are not decoded here: their bytes are returned, for the GPU to decode.
-    Raises UnavailableError if the image is on another machine that cannot be reached, because the other images there
-    would fail, too.
+    Raises UnavailableError if the image is on another machine that cannot be reached. This error is raised and not put
+    into the result, because all other images on that machine would fail, too.
     """
     digest, size = b"", 0
     try:

@@ -22,11 +22,11 @@ class Extractor(Protocol):
     def groups(
         self, index: Index, model: IndexModel, keys: Sequence[Any], known: Container[bytes], batch_size: int
     ) -> Iterator[list[tuple[Any, LoadedImage]]]:
-        """Yields (key, result) of all images in order, in groups, like `extract.extract`.
+        """Yields lists of (key, result), as `extract.extract` does. Together, they have one pair for each image.
 
-        keys: a tuple (plan, entry, item) for each image to read; see `plan.Plan.fresh`.
+        keys: for each image to read, a tuple (plan, entry, item); see `plan.Plan.fresh`.
         known: SHA-256 digests of files whose features the index has.
-        batch_size: number of images computed at a time; 0 for the device's default.
+        batch_size: number of images whose features are computed at a time; 0 for the device's default.
         """
         ...
 
@@ -49,7 +49,7 @@ class BuildOptions:
     dry_run: only count the differences.
     allow_outside: also index files that lie outside the folder of the .csv, .jsonl or .parquet file that lists them.
     For a symbolic link, the place of its target counts.
-    batch_size, workers: None for defaults that suit the machine.
+    batch_size, workers: as for `extract.extract`; None for defaults that suit the machine.
     progress: called with the number of images processed and their total.
     extractor: computes features on other machines; None computes them in this process.
     Raises UsageError for an invalid value.
@@ -71,7 +71,7 @@ class BuildOptions:
         single = isinstance(exclude, str) or not isinstance(exclude, Iterable)
         exclude = (exclude,) if single else tuple(exclude)
         if not all(isinstance(pattern, str) for pattern in exclude):
-            raise UsageError(f"exclude is {self.exclude!r}, not a list of patterns")
+            raise UsageError(f"exclude is {self.exclude!r}, but must be a list of text patterns")
         object.__setattr__(self, "exclude", exclude)
         if self.labels not in ("auto", "folder", "none"):
             raise UsageError(f"labels is {self.labels!r}, but must be auto, folder or none")
@@ -111,14 +111,14 @@ class Summary:
     """The outcome of a build. Counts without a description are numbers of images.
 
     items: number of items in the index after the build.
-    computed: images whose features the model computed.
-    to_read: images that are new or changed.
+    computed: number of images whose features the model computed.
+    to_read: number of images that are new or changed.
     skipped: number of files that were not taken as images, including those in `left_out`.
-    left_out: the number of files that are never read, such as videos, by reason.
+    left_out: for each reason, the number of files that are never read, such as videos.
     unread: (folder, reason) of each folder that could not be listed.
-    missing_extras: the number of images that failed because an optional dependency is missing, by reason.
+    missing_extras: for each reason that names a missing optional dependency, the number of images that failed.
     unmatched: patterns of `exclude` that match nothing.
-    unlabelled: unchanged images that had a label and now have none.
+    unlabelled: number of unchanged images that had a label and now have none.
     """
 
     items: int = 0

@@ -50,6 +50,7 @@ class PlannedSource:
 class Plan:
     """The differences between the index and one source, or a part of the source.
 
+    place: the whole source. source: the same source, or the part of it that was compared.
     fresh: (image, item) of each new or changed image. item: the item recorded at the image's path, or None.
     relabelled: items with a new label or new metadata.
     missing: items whose image is gone or has moved.
@@ -93,7 +94,7 @@ def plan_sources(index: Index, found: Sequence[base.Source], options: BuildOptio
 
 
 def _reopen_source(reader: Reader, row: SourceRow, root: str) -> tuple[PlannedSource, base.Source]:
-    """Opens a recorded source; returns a `PlannedSource` for it, and the source. root: its current location."""
+    """Opens a recorded source; returns its `PlannedSource` and the opened source. root: its current location."""
     source = resolve.reopen(row.kind, root)
     if source.nests and row.options.get("partial"):
         source.only = frozenset(item.path for item in reader.items(row.id))
@@ -247,7 +248,7 @@ def _compare(
 
 
 def _recorded(reader: Reader, place: PlannedSource, within: str) -> tuple[dict[str, Item], set[str]]:
-    """Returns the recorded items of a source by path, and the paths of its recorded failures.
+    """Returns a mapping from path to item for the recorded items of a source, and the paths of its recorded failures.
 
     Sources that become part of this source are included.
     within: a path in the source; only this path and paths below it are returned; "" for all paths.

@@ -1,4 +1,4 @@
-"""Updates the sketch, the short codes that speed up exact searches, and records it in `meta.json`.
+"""Updates the sketch (the short codes that speed up exact searches), and records it in `meta.json`.
 
 `simsearch.search.sketch` explains sketches. The caller holds the writer lock, and calls this module after the commits
 of a build and of other changes. If the process is killed, the previous sketch stays in use, because the name of a
@@ -27,7 +27,7 @@ BEHIND = 4096
 
 
 def keep_up(index: Index, rows: int) -> None:
-    """Adds new rows to the sketch, the short codes for exact searches, so that searches stay fast during a build.
+    """Adds new rows to the sketch (short codes for exact searches), so that searches stay fast during a build.
 
     Does nothing while fewer than `BEHIND` rows are new. rows: the number of rows committed so far.
     """

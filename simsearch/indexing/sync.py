@@ -287,7 +287,7 @@ class _SyncRun:
 
 
 def _of_gone_sources(index: Index, plans: Sequence[Plan]) -> dict[bytes, list[Item]]:
-    """Returns the items of sources that no longer exist, by the SHA-256 digest of their files.
+    """Returns a mapping from SHA-256 digest to the items with this content, for sources that no longer exist.
 
     If the build finds the content of such an item in another source, the image counts as moved, not as new.
     plans: the plans of this build. Sources that have a plan are left out, because they are compared anyway.

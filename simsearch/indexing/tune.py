@@ -37,11 +37,11 @@ The second limit is longer, since giving up would then lose the measurement.
 
 
 def tune(index: Index, recall: float, memory: int | None = None, progress: Progress = no_progress) -> Choice:
-    """Chooses, builds and records the fastest approximate search with at least this recall and at most this size.
+    """Chooses, builds and records the fastest approximate search with at least `recall` and at most `memory` bytes.
 
     Chooses exact search if no approximate search is faster, if the index is small, or if the recall is 1.
 
-    recall: the share of the 10 true neighbours that must be found, above 0 and at most 1.
+    recall: the share of a query's 10 true neighbours that must be found, above 0 and at most 1.
     memory: the maximum size of the approximate search in bytes; None for no limit.
     progress: called with the number of rows processed and their total.
     Raises UsageError for an invalid recall or memory, and IndexLockedError if another process is writing.
@@ -69,8 +69,10 @@ def record_choice(index: Index, made: AnnIndex | None, choice: Choice, target: f
     """Replaces the approximate search of an index by a new one, or by exact search; returns the choice as recorded.
 
     Open readers keep the previous approximate search.
-    made: the new one; None for exact search. choice: its kind and measurements. target: the requested recall.
-    Raises UsageError if the index was compacted since `made` was built, and IndexLockedError.
+    made: the new approximate search; None for exact search.
+    choice: the kind and the measurements of the new search. target: the requested recall.
+    Raises UsageError if the index was compacted since `made` was built, and IndexLockedError if another process is
+    writing.
     """
     with index.writing(RECORD_LOCK_SECONDS):
         if made is not None and made.compactions != index.feature_files.compactions:

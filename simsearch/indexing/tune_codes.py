@@ -29,11 +29,11 @@ def tune_codes(
     """Trains binary codes on the features of an index, and makes searches use them, even if another way is faster.
 
     A search takes the 200 items nearest by Hamming distance, or more if the recall requires it, and ranks them by their
-    exact distances. The recall is measured with held-out items: they do not train the codes, and are not among the
-    items searched.
+    exact distances. The recall is measured with held-out items: the codes are not trained on these items, and these
+    items are not searched.
 
     config: the autoencoder's settings.
-    recall: the share of the 10 true neighbours that should be found, above 0 and at most 1.
+    recall: the share of a query's 10 true neighbours that should be found, above 0 and at most 1.
     memory: the maximum size of the codes in bytes; None for no limit.
     progress: called with the number of images processed and their total.
     Raises UsageError for an invalid recall, a small index or too little memory, and IndexLockedError if another process
@@ -58,4 +58,4 @@ def _check_size(index: Index, items: int, bits: int, memory: int | None) -> None
         )
     needed = AnnSettings("codes", bits, 0, 0).bytes_for(items)
     if memory is not None and needed > memory:
-        raise UsageError(f"codes of {bits} bits take {needed:,} bytes, more than {memory:,}")
+        raise UsageError(f"codes of {bits} bits take {needed:,} bytes, more than the limit of {memory:,}")

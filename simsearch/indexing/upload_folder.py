@@ -22,9 +22,9 @@ from simsearch.storage.index import Index
 FOLDER, MANIFEST = "uploads", "items.jsonl"
 
 _EMPTIED = b"\n"
-"""The content of a manifest whose last line was removed on purpose, so that a build may remove all of its items.
+"""The content of a manifest from which all lines were removed on purpose; a build may then remove all of its items.
 
-For a manifest of no bytes, a build raises an error instead, since the content may have been lost.
+For a manifest of 0 bytes, a build raises an error instead, since the content may have been lost.
 """
 
 _NAME = re.compile("[0-9a-f]{64}")
@@ -51,7 +51,8 @@ def open_folder(index: Index, create: bool = False) -> Folder:
 def locked(folder: Folder, wait: bool = True) -> Iterator[None]:
     """Locks the folder `uploads/` during the block, so that no other process uses it.
 
-    wait: False to raise BlockingIOError if another process holds the lock. Raises OSError.
+    wait: False to raise BlockingIOError if another process holds the lock.
+    Raises OSError if the folder cannot be locked.
     """
     descriptor = folder.open_itself()
     try:
@@ -66,9 +67,9 @@ def locked(folder: Folder, wait: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def settled(index: Index) -> Iterator[None]:
-    """Removes an incomplete line of the manifest, and keeps services from changing the manifest during the block.
+    """Removes an incomplete last line of the manifest, and keeps services from changing the manifest during the block.
 
-    A build uses this while it holds the writer lock. First, this waits for an upload that is under way. The upload
+    A build uses this while it holds the writer lock. Before the block, an upload that is under way is awaited: it
     cannot get the writer lock, so it fails and removes its own line from the manifest. Errors are ignored.
     """
     with contextlib.ExitStack() as stack:

@@ -1,9 +1,9 @@
-"""Follows the sources of an index: indexes changed files a moment after the change, until it is stopped.
+"""Follows the sources of an index until `stop` is set (see `follow`): indexes changed files a moment after the change.
 
-The system reports changes (this needs the extra `[watch]`). Then the ordinary `sync` compares the whole sources with
-the index, so that nothing depends on the order or the completeness of the reports. A file that is still being written
-is indexed as it is, and again when it has changed. If a folder vanishes, its items stay in the index; when it is back,
-it is compared with the index again.
+The operating system reports changes (this needs the extra `[watch]`). Then the ordinary `sync` compares the whole
+sources with the index, so that nothing depends on the order or the completeness of the reports. A file that is still
+being written is indexed as it is, and again when it has changed. If a folder vanishes, its items stay in the index;
+when it is back, it is compared with the index again.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ Identity = tuple[int, ...]
 class _Places:
     """The sources of an index, as they are on disk at one moment.
 
-    folders: the device and inode number of each existing folder, by its path.
-    files: the device, inode number, size and mtime of each existing archive or table, by its path.
+    folders: maps the path of each existing folder to its device and inode number.
+    files: maps the path of each existing archive or table to its device, inode number, size and mtime.
     gone: the paths of sources that do not exist.
     remote: the addresses of sources on other machines, which are not followed.
     """

@@ -141,8 +141,9 @@ class WholeIndex:
         Two items are linked if their distance is at most `max_distance`. A group consists of all items that are
         connected by a chain of links.
         max_distance: if it is None, a suitable distance is measured with slightly changed copies of the index's own
-        pictures. In this case, the pixels of close pairs are compared as well, and decide if two items are linked.
-        keep: the rule that chooses the first member of each group, one of `cleanup.keep.RULES`; None for the lowest id.
+        pictures. In this case, the pixels of close pairs are compared as well, and decide whether two items are linked.
+        keep: the rule that chooses the first member of each group, one of `cleanup.keep.RULES`; None chooses the item
+        with the lowest id.
         against: another open index of the same model; only groups with items of both indexes are returned.
         ignored: True to include groups that the user has marked as not being duplicates.
         exact: True to compare all pairs even in a large index, where some links may otherwise be missed.
@@ -183,8 +184,8 @@ class WholeIndex:
         """
         if action not in journals.ACTIONS or (action == "move") != (into is not None):
             raise UsageError(
-                f"the action {action!r} cannot be used with into={into!r}",
-                hint="'move' needs the argument `into`, a folder; 'trash' and 'hardlink' need none",
+                f"the action {action!r} is unknown, or cannot be used with into={into!r}",
+                hint="'move' needs the argument `into`, a folder; 'trash' and 'hardlink' are used without it",
             )
         rule = keeping.KeepRule.parse(keep, against is not None)
         limit = self._limit(max_distance, progress)
@@ -242,9 +243,9 @@ class WholeIndex:
 
     @check_keywords
     def tune(self, recall: float = 0.99, *, memory: int | None = None, progress: Progress = no_progress) -> Choice:
-        """Chooses the fastest way to search that reaches a recall, by measurement, and records it in the index.
+        """Chooses, by measurement, the fastest way to search that reaches `recall`, and records it in the index.
 
-        recall: the share of the 10 true neighbours that a search must find, above 0 and at most 1.
+        recall: the share of a query's 10 true neighbours that a search must find, above 0 and at most 1.
         memory: the maximum size of the approximate search in bytes; None for no limit.
         Raises UsageError for an invalid argument, and IndexLockedError if another process is writing.
         """

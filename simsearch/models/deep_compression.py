@@ -69,8 +69,8 @@ def decompress_tensor(encoded: CompressedTensor) -> NDArray[np.float32]:
     size = math.prod(encoded.shape)
     if not 0 <= encoded.stored <= size <= LARGEST_TENSOR:
         raise WeightsError(
-            f"a compressed tensor declares {encoded.stored:,} stored weights for the {size:,} places of its shape "
-            f"{encoded.shape}; at most {LARGEST_TENSOR:,} places are permitted"
+            f"a compressed tensor declares {encoded.stored:,} stored weights for the {size:,} elements of its shape "
+            f"{encoded.shape}; at most one weight per element and {LARGEST_TENSOR:,} elements are permitted"
         )
     flat = np.zeros(size, np.float32)
     gaps, indices = (_unpack(stream, encoded.stored) for stream in (encoded.gaps, encoded.indices))

@@ -10,7 +10,7 @@ A descriptor is a recipe of these steps, each of which is optional:
   learned without labels from images of the index when it is built, and do not change afterwards.
 - Whitening divides each component by a power of its standard deviation (Jégou & Chum, ECCV 2012).
 
-Letters: B images, C maps of a convolution, H side of a map, D dimension of a layer or of several layers together,
+Shape letters: B images, C maps of a convolution, H side of a map, D dimension of a layer or of several layers together,
 d dimension stored in the index.
 """
 
@@ -78,7 +78,7 @@ class Descriptor:
         except (KeyError, TypeError) as error:
             raise UsageError(
                 f"the recipe of the index's features is not understood: {error}",
-                hint="a newer simsearch may know the recipe",
+                hint="update simsearch: a newer version may know the recipe",
             ) from error
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,8 +102,8 @@ DESCRIPTORS: dict[str, Descriptor] = {
     "conv5-max": Descriptor((LayerPart("conv5", "max"),)),
     "conv5-rmac": Descriptor((LayerPart("conv5", "rmac"),)),
 }
-"""Descriptors by name. `best` had the best retrieval in scripts/bench/descriptors.py, on training images and on images
-of another kind; `fc7-256` is nearly as good and takes half the computation."""
+"""Maps names to descriptors. `best` gave the best retrieval in scripts/bench/descriptors.py, on training images and on
+images of another kind; `fc7-256` is nearly as good and takes half the computation."""
 
 
 def unit(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -116,8 +116,8 @@ def r_mac(maps: NDArray[np.float32]) -> NDArray[np.float32]:
     """Pools maps (B, C, H, H) into vectors (B, C) by R-MAC.
 
     The maps are covered three times: by one square, by 2 x 2 squares, and by 3 x 3 squares, which overlap. For each of
-    these 14 squares, the maxima of the maps in it make a vector (B, C), which is scaled to length 1. The result is the
-    sum of the 14 vectors.
+    these 14 squares, the maximum of each map in the square is taken. The C maxima of an image form a vector, which is
+    scaled to length 1. The result is the sum of an image's 14 vectors, (B, C) for all images.
     """
     side, total = maps.shape[2], np.zeros(maps.shape[:2], np.float32)
     for scale in (1, 2, 3):
@@ -132,7 +132,7 @@ def r_mac(maps: NDArray[np.float32]) -> NDArray[np.float32]:
 def describe(descriptor: Descriptor, layers: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
     """Returns a descriptor's vectors (B, D), of unit length, before mirror images and principal components are applied.
 
-    layers: the outputs of the network's layers, float32 by name: (B, D), or (B, C, H, H) for conv5.
+    layers: maps the name of each layer to its output, float32 of shape (B, D), or (B, C, H, H) for conv5.
     """
     joined = []
     for part in descriptor.parts:

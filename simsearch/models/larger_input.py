@@ -28,12 +28,12 @@ def enlarged(weight: NDArray[np.float32], channels: int, flat: int) -> NDArray[n
     """Returns the weights of a linear layer over maps of side s, interpolated for maps of another side t.
 
     weight: (O, channels * s * s) float32. flat: channels * t * t, the width of the result (O, flat) float32.
-    The interpolation is bilinear, between the corners of the maps. The weights are multiplied by (s / t)^2, so that the
-    sum over the positions stays about the same.
+    The interpolation is bilinear; the corners of the old and the new maps coincide. The weights are multiplied by
+    (s / t)^2, so that the sum over the positions stays about the same.
     """
     old, new = (math.isqrt(width // channels) for width in (weight.shape[1], flat))
     if channels * old * old != weight.shape[1] or channels * new * new != flat or min(old, new) < 1:
-        raise ValueError(f"weights of {weight.shape[1]} inputs cannot be enlarged to {flat}")
+        raise ValueError(f"weights for {weight.shape[1]} inputs cannot be enlarged to {flat} inputs")
     if old == new:
         return weight
     places = np.linspace(0, old - 1, new)
@@ -52,12 +52,12 @@ def enlarge(
     Raises ValueError or TypeError if the network is not AlexNet, or if the weights cannot be enlarged.
     """
     if architecture != "alexnet" or FIRST_HIDDEN not in tensors:
-        raise ValueError("only AlexNet can be enlarged")
+        raise ValueError("only the weights of AlexNet can be enlarged for a larger input")
     config = AlexNetConfig(**arguments)
     weight = tensors[FIRST_HIDDEN]
     if weight.ndim != 2 or len(weight) * config.flat > most:
         raise ValueError(
-            f"the first hidden layer is not a matrix, or would have too many weights for the size of this file if the "
-            f"input had {config.image_size} pixels a side"
+            f"the first hidden layer's weights are not a matrix, or an input of "
+            f"{config.image_size} pixels a side needs too many weights for the size of this file"
         )
     tensors[FIRST_HIDDEN] = enlarged(weight, config.channels[4], config.flat)

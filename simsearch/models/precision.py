@@ -39,7 +39,7 @@ def choose_precision(weights: WeightsFile) -> str:
     if requested in PRECISIONS:
         return requested
     if requested != "auto":
-        raise UsageError(f"SIMSEARCH_PRECISION is {requested!r}", hint=f"set it to auto, {' or '.join(PRECISIONS)}")
+        raise UsageError(f"SIMSEARCH_PRECISION cannot be {requested!r}", hint=f"use auto, {' or '.join(PRECISIONS)}")
     accurate = can_quantize(weights) and weights.card.agreement >= ENOUGH
     return "int8" if accurate and has_vnni() else "float32"
 

@@ -58,8 +58,8 @@ ARCHITECTURES: dict[str, Any] = {
 class WeightsFile:
     """A weights file found by name.
 
-    name: of the built-in model, or the path. card: the description of the model in the file's header.
-    sha256: of the file.
+    name: the name of the built-in model, or the file's path. card: the description of the model in the file's header.
+    sha256: the SHA-256 of the file.
     """
 
     name: str

@@ -73,7 +73,7 @@ def pack_header(text: str) -> bytes:
 
 
 def locate_tensors(path: Path) -> dict[str, TensorLocation]:
-    """Returns the location of each tensor in a file, by name.
+    """Returns a dictionary from the name of each tensor in a file to the tensor's location.
 
     Raises the errors of `read_header`, and ValueError if an entry of the header is invalid or if the tensors do not
     fill the rest of the file without gaps.
@@ -89,7 +89,7 @@ def locate_tensors(path: Path) -> dict[str, TensorLocation]:
             raise ValueError(f"the tensor {name!r} does not begin where the one before it ends")
         end += location.size
     if end != path.stat().st_size:
-        raise ValueError(f"its tensors end at byte {end:,} of {path.stat().st_size:,}")
+        raise ValueError(f"its tensors end at byte {end:,}, but the file has {path.stat().st_size:,} bytes")
     return located
 
 

@@ -87,14 +87,14 @@ class Digests:
         try:
             planes = inflater.decompress(data, KEPT * MOST + 1)
         except zlib.error as error:
-            raise ValueError(f"digests of pictures: {error}") from error
+            raise ValueError(f"the digests of pictures cannot be decompressed: {error}") from error
         if not inflater.eof or len(planes) % KEPT or len(planes) > KEPT * MOST:
-            raise ValueError("digests of pictures: too many, or cut off")
+            raise ValueError("there are too many digests of pictures, or they are cut off")
         steps = np.zeros((len(planes) // KEPT, 8), np.uint8)
         steps[:, :KEPT] = np.frombuffer(planes, np.uint8).reshape(KEPT, -1).T
         numbers = np.cumsum(steps.view("<u8").ravel(), dtype=np.uint64)
         if (numbers[1:] <= numbers[:-1]).any():
-            raise ValueError("digests of pictures: the same digest occurs twice")
+            raise ValueError("the digests of pictures contain the same digest twice")
         return cls._of(numbers)
 
 
@@ -115,8 +115,8 @@ class TrainingRecord:
         If the record would have more than MOST pictures, returns an empty record, to keep the weights file small.
 
         trained_on, held_out: digests of the pictures of this training.
-        before: the record of the weights that the training started from. The pictures in its
-        `trained_on` go into the new record's `trained_on`, never into the new record's `held_out`.
+        before: the record of the weights from which the training started. The pictures in its `trained_on` count as
+        trained on, even if they are in `held_out` now. Its own `held_out` is ignored.
         """
         seen = Digests(trained_on) | before.trained_on
         others = Digests(held_out) - seen
@@ -135,5 +135,5 @@ def _former_digests(text: Any) -> Digests:
     try:
         data = base64.b64decode(text, validate=True)
     except binascii.Error as error:
-        raise ValueError(f"digests of pictures: {error}") from error
+        raise ValueError(f"the digests of pictures are not valid base64: {error}") from error
     return Digests(data[start : start + LENGTH] for start in range(0, len(data), LENGTH))

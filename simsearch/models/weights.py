@@ -54,8 +54,8 @@ class ModelCard:
     distances: quantiles of the distances between random pairs of training images. `simsearch.search.similarity` uses
     these quantiles for indexes that are too small for measuring such distances.
     labels: the labels of the classes in the training data. They may differ from `classes`; WordNet ids, for example.
-    ranges: for int8, by the name of a point of the network (`simsearch.models.onnx.int8.POINTS`): the largest
-    activation of each channel at this point on training images, (channels,) float32.
+    ranges: needed for int8; maps the name of each point of the network (`simsearch.models.onnx.int8.POINTS`) to the
+    largest activation of each channel at this point on training images, (channels,) float32.
     agreement: mean fraction of the six nearest neighbours that int8 and float32 have in common; 0 if not measured.
     trained_at: 0 if the network takes input of the size that it was trained with. If it takes larger input, the side of
     the training input in pixels; the weights are enlarged when they are read (`simsearch.models.larger_input`).
@@ -161,7 +161,7 @@ def largest_network(path: Path) -> int:
 def _check_sizes(encoding: dict[str, Any], largest: int) -> None:
     """Raises ValueError, TypeError or KeyError if the declared sizes of compressed tensors are invalid or too large.
 
-    encoding: the sizes by the name of the tensor. largest: the permitted number of elements of all tensors together.
+    encoding: maps the name of each tensor to its sizes. largest: the largest permitted total number of elements.
     """
     total = 0
     for name, facts in encoding.items():
@@ -170,7 +170,7 @@ def _check_sizes(encoding: dict[str, Any], largest: int) -> None:
             raise ValueError(f"the tensor {name!r} has a negative size")
         total += math.prod(shape)
     if total > largest:
-        raise ValueError(f"its tensors would have {total:,} elements, far too many for its size")
+        raise ValueError(f"its tensors would have {total:,} elements, far too many for a file of this size")
 
 
 def read_record(path: Path) -> TrainingRecord:
@@ -204,7 +204,7 @@ def write(
 ) -> None:
     """Writes a weights file atomically, without the card's ranges (see `add_ranges`).
 
-    tensors: float32, by parameter name.
+    tensors: maps the name of each parameter to a float32 array.
     bits: for each tensor to compress, the number of bits per weight (1 to 8); other tensors are stored as float16.
     record: the pictures that the model was trained on and those that were held out, if they are known.
     Raises UsageError if the file cannot be written.
@@ -335,5 +335,5 @@ def _read_entry(path: Path) -> dict[str, Any]:
             f"{path} is not a simsearch weights file", hint="`simsearch models` lists the built-in models"
         ) from error
     if entry.get("format") != FORMAT:
-        raise WeightsError(f"{path} has weights format {entry.get('format')!r}; this version reads {FORMAT}")
+        raise WeightsError(f"{path} has weights format {entry.get('format')!r}; this version reads format {FORMAT}")
     return entry

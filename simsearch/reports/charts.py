@@ -122,8 +122,8 @@ def plot(
 ) -> Image.Image:
     """Returns a chart with one or more lines through points.
 
-    series: the (x, y) points of each line, by the line's name. Points that are not finite are left out.
-    bands: (x, low, high) edges of a pale area behind a line, by the line's name.
+    series: maps the name of each line to its (x, y) points. Points that are not finite are left out.
+    bands: maps the name of a line to the (x, low, high) edges of a pale area behind the line.
     width, height: of the image, in units of SCALE pixels. Text has size 13 in these units.
     across: the first and the last x of the x axis; by default, the smallest and the largest x of the points.
     lowest: the first y of the y axis; by default, the smallest y of the points.
@@ -190,7 +190,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _legend_rows(names: Sequence[str], width: float) -> list[list[str]]:
-    """Returns the names of lines, distributed over rows of at most `width` units."""
+    """Returns the names of lines, distributed over rows of at most `width` units of SCALE pixels."""
     rows: list[list[str]] = []
     used = math.inf
     for name in names:
@@ -227,7 +227,7 @@ def _draw_axes(
 ) -> None:
     """Draws the axes and the grid of a chart.
 
-    box: left, top, right and bottom, in pixels. x_marks, y_marks: the labels by their x or y in pixels.
+    box: left, top, right and bottom, in pixels. x_marks, y_marks: map each x or y in pixels to the label there.
     """
     left, top, right, bottom = box
     font, fine = _font(TEXT * FINE), SCALE * FINE
@@ -272,7 +272,7 @@ def ticks(low: float, high: float, about: int = 6) -> list[float]:
 
 
 def _labelled(values: Sequence[float]) -> dict[float, str]:
-    """Returns the label of each tick, by the tick's value.
+    """Returns a dictionary from the value of each tick to its label.
 
     All labels have the same number of decimals. If a value has five or more digits, commas group the thousands.
     """

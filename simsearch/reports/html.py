@@ -58,7 +58,7 @@ def render_html(
     facts: names and values to show below the title (model, index, ...).
     side: the largest width and height of a picture in the page, in pixels.
     tables: tables to show below the facts.
-    charts: images by description, to show below the tables at half their size in pixels.
+    charts: maps descriptions to images, which are shown below the tables at half their size in pixels.
     groups: True if each row is a group of similar pictures, without a query.
     """
     sections: list[dict[str, Any]] = []

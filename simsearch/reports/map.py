@@ -3,7 +3,7 @@
 The page's parts are in `templates/map`. The numbers are embedded as arrays; see `pack`. The thumbnails of some items
 are embedded in large images; see `simsearch.reports.thumbnail_sheets`.
 
-In the shapes of arrays, n is the number of items and k the number of neighbours of each.
+In the shapes of arrays, n is the number of items and k the number of neighbours of each item.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def categories(values: Sequence[Any], most: int) -> Categories | None:
 
 
 def common_folder(paths: Sequence[str]) -> str:
-    """Returns the longest text ending in "/" with which all paths start. The page stores this text only once.
+    """Returns the longest text ending in "/" with which all paths start. The map's page stores this text only once.
 
     Returns "" if there is no such text or fewer than two paths.
     """

@@ -23,7 +23,7 @@ from simsearch.search.results import word_of
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 FORMATS = {".png": ("PNG", 2**31 - 1), ".jpg": ("JPEG", 65_535), ".jpeg": ("JPEG", 65_535), ".webp": ("WEBP", 16_383)}
-"""By file extension: Pillow's name of the format, and the largest width or height in pixels."""
+"""For each file extension: Pillow's name of the format, and the format's largest width or height in pixels."""
 
 TILE, PANEL, FRAME = "#f2f3f5", "#e3eaf4", "#34557f"
 

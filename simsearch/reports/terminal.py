@@ -71,7 +71,7 @@ def graphics() -> Any:
 
 
 def advice() -> str | None:
-    """Returns a hint to install textual-image, if it is missing and the terminal is known to support graphics."""
+    """Returns a hint to install textual-image; None if it is installed or if the terminal may lack graphics."""
     knows = os.environ.get("TERM") == "xterm-kitty" or os.environ.get("TERM_PROGRAM") in {"WezTerm", "iTerm.app"}
     missing = knows and importlib.util.find_spec("textual_image") is None
     return f"this terminal shows sharper pictures after {install_line('show')}" if missing else None
@@ -114,7 +114,7 @@ def _caption(words: str, style: str, side: int) -> Text:
 def blocks(image: Image.Image | None, side: int = SIDE) -> list[Text]:
     """Returns a picture as coloured half blocks: `side` / 2 lines of `side` characters.
 
-    The picture is centred and keeps its proportions. For None, the lines say that it is not available.
+    The picture is centred and keeps its proportions. If `image` is None, the lines say "not available".
     """
     side -= side % 2
     lines = [Text(" " * side) for _ in range(side // 2)]

@@ -62,7 +62,7 @@ def table(rows: Iterable[Sequence[str]], right: int = 0, last: Callable[[str], s
 
 
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""Characters that start a formula. The last four are full-width forms, which some spreadsheets also accept."""
+"""Characters that start a formula in a spreadsheet; the last four, full-width forms, only in some programs."""
 
 
 def to_csv(rows: Iterable[Iterable[Any]]) -> str:

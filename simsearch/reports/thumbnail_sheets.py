@@ -20,7 +20,7 @@ SIDE, COLUMNS = 96, 20
 """Width and height of a thumbnail's square in pixels, and number of squares in each row and column of a sheet."""
 
 QUALITY = 72
-"""WebP quality of the sheets; about 2 kB per thumbnail."""
+"""WebP quality of the sheets; a thumbnail takes about 2 kB at this quality."""
 
 
 @dataclass(frozen=True)

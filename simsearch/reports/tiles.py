@@ -14,7 +14,7 @@ PAPER, INK, FAINT = "#ffffff", "#1c1f23", "#5d646c"
 """Colours of drawn reports: the background, text, and less important text."""
 
 SHADE = 0.6
-"""Fraction of black that darkens an image outside a marked part; the web page uses the same."""
+"""Outside a marked part, an image is mixed with this fraction of black; the web page uses the same fraction."""
 
 MAX_ENLARGEMENT = 2.0  # tiny images that are enlarged further are only blurred
 
@@ -44,7 +44,7 @@ class ResultRow:
 def fit_image(image: Image.Image | None, side: int) -> Image.Image | None:
     """Returns an RGB copy of an image, scaled to fit into a square of `side` pixels.
 
-    An image is enlarged at most MAX_ENLARGEMENT times. Returns None for None and for an image without pixels.
+    An image is enlarged at most MAX_ENLARGEMENT times. Returns None if `image` is None or has no pixels.
     """
     if image is None or 0 in image.size:
         return None
@@ -57,6 +57,7 @@ def fit_image(image: Image.Image | None, side: int) -> Image.Image | None:
 def mark_part(image: Image.Image, box: PixelBox, size: tuple[int, int]) -> Image.Image:
     """Returns an RGB copy of an image with a frame around a part, and the rest darkened.
 
+    image: the original, or a scaled copy of it.
     box: the part, in pixels of the original. size: the width and height of the original.
     """
     across, down = image.width / size[0], image.height / size[1]

@@ -46,7 +46,7 @@ def load(folder: Folder, parameters: dict[str, Any], compactions: int = 0) -> An
         if {str(mean.dtype), str(axes.dtype)} != {"float32"} or axes.shape != (len(mean), setting.dimensions):
             raise ValueError("its projection has a wrong shape or dtype")
         if not (np.isfinite(mean).all() and np.isfinite(axes).all()):
-            raise ValueError("its projection is not finite")
+            raise ValueError("its projection has a NaN or infinite value")
         rows, covered = _rows(folder, parameters, compactions)
         check_rows(rows, covered)
         data = sealed.read(folder, "index.faiss")
@@ -98,7 +98,7 @@ def check_faiss_index(index: Any, setting: AnnSettings, entries: int) -> None:
         "rabitq": "IndexRaBitQ",
     }
     if type(index).__name__ != expected.get(setting.kind):
-        raise ValueError(f"it is {type(index).__name__}, not of the kind {setting.kind}")
+        raise ValueError(f"its FAISS index is {type(index).__name__}, which does not fit the kind {setting.kind}")
     if (index.ntotal, index.d, index.metric_type) != (entries, setting.dimensions, faiss.METRIC_L2):
         raise ValueError("its files do not belong together")
     if setting.kind in LISTED:

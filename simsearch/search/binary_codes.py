@@ -1,8 +1,8 @@
 """Approximate search by binary codes: rows with the nearest codes by Hamming distance are ranked by exact distances.
 
-`derived/<name>/` in the index's folder has the files: `codes.safetensors` is the encoder, which turns features into
+`derived/<name>/` in the index's folder has these files: `codes.safetensors` is the encoder, which turns features into
 codes; `entries.npy` has the codes; `rows.npy` has the row number of each code in the feature files. Rows that are added
-later are encoded when they are committed. Their codes are in `added.<compactions>.<first row>.npy`.
+later are encoded when they are committed. Their codes are in files `added.<number of compactions>.<first row>.npy`.
 """
 
 from __future__ import annotations
@@ -108,10 +108,10 @@ def _read_encoder(folder: Folder) -> HashEncoder:
 def _base(
     folder: Folder, parameters: dict[str, Any], compactions: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
-    """Reads the codes, their row numbers, and the number of rows whose codes are not in `added` files.
+    """Reads the codes that `AnnIndex.save` wrote, or those of the last compaction if there was one after `save`.
 
-    Reads what `AnnIndex.save` wrote, or what the last compaction wrote if there was a compaction after `save`. The
-    `added` files have the codes of the rows that were added later; they are not read.
+    Returns the codes, their row numbers, and the number of rows before those in the `added` files. The `added` files
+    have the codes of the rows that were added later; they are not read.
     parameters: those that `AnnIndex.save` returned.
     """
     if compactions == parameters.get("epoch", 0):
@@ -124,8 +124,8 @@ def _base(
 def _added(folder: Folder, compactions: int, covered: int) -> Iterator[tuple[NDArray[np.uint8], int]]:
     """Yields the codes in each `added` file, with the number of the first row in the file.
 
-    covered: the number of rows whose codes are not in `added` files. Rows are numbered from 0, so the first row in
-    the first `added` file has this number.
+    covered: the number of rows before those in the `added` files. Rows are numbered from 0, so this is also the
+    number of the first row in the first `added` file.
     """
     while folder.exists(name := f"added.{compactions}.{covered}.npy"):
         part: NDArray[np.uint8] = sealed.read_array(folder, name)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLOCK = 512
-"""Number of products in a block, which is summed in float32. The sums of the blocks are added in float64."""
+"""Number of products that are summed in float32, as one block. The sums of the blocks are added in float64."""
 
 UNIT = 2.0**-24
 """Relative rounding error of one float32 operation."""
@@ -47,18 +47,18 @@ SLACK = 1 + 1e-9
 """Factor that covers rounding errors of float64 arithmetic; the actual errors are some thousand times smaller."""
 
 LEVELS = 255
-"""The largest value of a byte of a code."""
+"""Largest value that a byte of a code can have."""
 
 FARTHEST = 2.0**40
-"""Larger than all squared distances of codes."""
+"""A number larger than every squared distance between two codes."""
 
 WIDER = 1.3
-"""The box of a grid is larger than the range of the sample by this factor."""
+"""Length of the sides of a grid's box, relative to the widest range of a coordinate in the sample."""
 
 SKEW, ROTATED = 0.01, 1e-10
 """Largest permitted deviations from orthonormality: of the axes, and of a rotation.
 
-The deviations of undamaged files are thousands of times smaller.
+In undamaged files, the deviations are thousands of times smaller.
 """
 
 
@@ -78,8 +78,8 @@ class Grid:
     """The grid for codes of one width.
 
     rotation: (d, d) float64, rotates the first d components.
-    low: (w,) float64, the corner of the box with the smallest coordinates.
-    step: the distance of neighbouring grid points along an axis.
+    low: (w,) float64, the lowest corner of the box, which has the smallest coordinates.
+    step: the distance between neighbouring grid points along an axis.
     cap: a limit that the errors of nearly all rows do not exceed. `Sketch` calls rows "odd" if their narrow
     codes have larger errors.
     """
@@ -164,7 +164,7 @@ class Bounds:
             rotation, low = arrays[f"rotation{number}"], arrays[f"low{number}"]
             step, cap = arrays[f"scale{number}"].tolist()
             if rotation.shape != (len(low) - 1, len(low) - 1) or len(rotation) > len(axes) or not step > 0:
-                raise ValueError("its grids do not belong to its axes")
+                raise ValueError("its grids do not match its axes")
             if not np.linalg.norm(rotation @ rotation.T - np.eye(len(rotation))) < ROTATED:
                 raise ValueError("its rotations are not orthonormal")
             grids.append(Grid(rotation, low, step, cap))
@@ -187,7 +187,7 @@ def defect_of(axes: NDArray[np.float32]) -> float:
 def make_grid(
     components: NDArray[np.float64], squared: NDArray[np.float64], product: NDArray[np.float64], d: int, defect: float
 ) -> Grid:
-    """Returns a grid on the first d components that is fitted to a sample of features.
+    """Returns a grid for the first d components, fitted to a sample of features.
 
     components, squared, product: what `project` returned for the sample.
     defect: from `defect_of`.
@@ -208,11 +208,12 @@ def make_grid(
 def project(
     features: NDArray[np.floating], mean: NDArray[np.float32], axes: NDArray[np.float32]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Computes the components of (n, D) features along the axes, and the lengths of the features.
+    """Computes the components along the axes, and the squared lengths, of (n, D) features minus the mean.
 
-    x stands for a row of the features minus the mean. Returns three arrays: the components, (n, d); the squared length
-    of each x, rounded up, (n,); and an upper bound of the float32 rounding error of the product of each x and an axis
-    of length 1, (n,).
+    Let x be a row of the features minus the mean. Returns three arrays:
+    the components of each x, (n, d);
+    the squared length of each x, rounded up, (n,);
+    and for each x, an upper bound of the rounding error of its float32 product with an axis of length 1, (n,).
     """
     x = to_float32(features)
     x -= mean

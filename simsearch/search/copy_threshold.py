@@ -47,10 +47,10 @@ See also `searcher.NEAR_IDENTICAL`.
 """
 
 BEYOND = 0.1
-"""Pixels are compared up to this far beyond the measured distance, in units of the median distance of random pairs."""
+"""Pixels are also compared for distances that exceed the measured distance by at most this; unit as for `FARTHEST`."""
 
 FAITHFUL = ("JPEG 50", "scaled to 75 %", "cropped by 5 %", "brighter by 10 %")
-"""The changes whose copies determine the measured distance. The share of found copies is reported for all changes."""
+"""The distance is measured on copies with these changes. The share of found copies is reported for all changes."""
 
 _METHOD = 2
 """Version of the measurement; increased when it changes, so that cached results of other versions are not used."""
@@ -64,7 +64,7 @@ class Threshold:
     their pixels agree. If the reach is 0, no pixels are compared.
     distance: the largest distance of near-identical pictures if their pixels are not compared. Pixels are not compared
     if the reach is 0 or if one of the pictures cannot be read.
-    copies: the fraction of changed copies that are found, by the name of the change (see `perturb.COPIES`).
+    copies: for the name of each change (see `perturb.COPIES`), the fraction of copies with this change that are found.
     """
 
     distance: float
@@ -160,7 +160,7 @@ def _picture(index: OpenIndex, item: Item, largest: int | None) -> Image.Image:
     Raises ImageError if the picture cannot be read, or if it has more than `largest` pixels.
     """
     if largest is not None and item.width * item.height > largest:
-        raise ImageTooLargeError(f"more than {largest:,} pixels")
+        raise ImageTooLargeError(f"the picture has more than {largest:,} pixels")
     with index.reading() as reader:
         source = index.sources(reader)[item.source]
     with recorded.open_recorded(source, item.path, item.digest, decodes=False) as file:

@@ -1,9 +1,9 @@
 """Finds groups of near-identical items: different files whose features are near (`simsearch.search.near_rows`).
 
 Two items are near-identical if their distance is at most a threshold. If the threshold was measured (`copy_threshold`),
-the pixels decide instead (`second_look`), for pairs whose distance is at most slightly above the threshold.
-In a large index, not all pairs are compared; `checked` estimates how many near pairs are found. The groups may span two
-indexes of the same model: the index to clean up, and another index that it is compared with.
+pairs up to a slightly larger distance are compared, and their pixels decide instead (`second_look`).
+In a large index, not all pairs are compared; `checked` estimates how many near pairs are found. Groups can span two
+indexes of the same model: the index to clean up, and another index to compare it with.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from simsearch.storage.reader import Item
 
 CHECKED, CHECKED_NEIGHBOURS = 256, 8
-"""`checked` searches for the neighbours of CHECKED items, and for at most CHECKED_NEIGHBOURS of each item."""
+"""`checked` searches for at most CHECKED_NEIGHBOURS neighbours of each of CHECKED random items."""
 
 
 @dataclass(frozen=True)
 class Member:
     """An item of a group of near-identical items.
 
-    distance: from the group's first item. A rule (`Keep`) may choose that item; otherwise it has the lowest id.
+    distance: from the group's first item: the one that a rule (`Keep`) chooses, or else the one with the lowest id.
     own: False for an item of the other index, if two indexes are compared.
     is_copy: True for a copy of the first item; False for a picture linked to it only through other members; None if the
     pixels were not compared.
@@ -96,10 +96,9 @@ def duplicate_groups(
     compared with its `near_rows.NEAREST` nearest items within the reach. Two such items are linked if their pixels
     agree or, if a picture cannot be read, if they are at most the threshold's distance apart.
     progress: called with the number of items compared so far and the number of all items.
-    exact: True to compare all pairs; False to allow missed links if more than `near_rows.EXACT` items differ.
-    against: another index of the same model. Only groups with items of both indexes are then returned. In a group, the
-    items of the other index come after those of the first index. A file that is in both indexes counts as an item of
-    the other index.
+    exact: True to compare all pairs; False to accept missed links among more than `near_rows.EXACT` different items.
+    against: another index of the same model. Then only groups with items of both indexes are returned, in which the
+    other index's items come last. A file that is in both indexes counts as an item of the other index.
     keep: the rule that chooses each group's first member; None for the lowest id.
     allowance: the limits for reading pictures; None for the default limits.
     Raises UsageError for an invalid distance.
@@ -177,7 +176,7 @@ def members_now(snapshots: Searchable, numbers: Iterable[int], keep: Keep | None
     """Returns the members of a group in their present state in the index and on disk.
 
     Like `duplicate_groups`, leaves out items that are no longer in the index, files that are gone or have changed, and
-    further names of a file.
+    all names of a file but one.
     numbers: the ids of the group's items.
     keep: the rule that chooses the first member; None for the first of `numbers`.
     """
@@ -204,8 +203,8 @@ def compared_with_first(
 ) -> list[Member]:
     """Compares the pixels of each member of a group with those of the first; returns the members with `is_copy` set.
 
-    limit: if its `reach` is 0, no pixels are compared, and the members are returned unchanged.
-    known: earlier results, by the ids of the first and of the other member; new results are added.
+    limit: the threshold. If its `reach` is 0, no pixels are compared, and the members are returned unchanged.
+    known: earlier results. The keys are the ids of the first and of another member; new results are added.
     """
     look = second_look(members, limit, allowance)
     if look is None:
@@ -229,7 +228,8 @@ def by_nearest(
     """Assigns each of `others` to the nearest of the kept members; returns a group for each kept member.
 
     A group begins with its kept member. The distances of the other members are set to those from the kept member.
-    limit: if its `reach` is above 0, pixels are compared too, and `is_copy` is set.
+    limit: the threshold. If its `reach` is above 0, the pixels of each member are compared with those of its kept
+    member, to set `is_copy`. If it is 0, or without a limit, `is_copy` is None.
     """
     with snapshots.reading() as reader:
         flat = snapshots.current(reader).flat
@@ -318,7 +318,7 @@ def _file_of(item: Item, sources: Mapping[int, Source]) -> Hashable:
 def checked(
     snapshots: Searchable, found: list[list[Member]], max_distance: float | Threshold, seed: int = 0
 ) -> tuple[int, int]:
-    """Estimates how complete groups are, by exact searches for the neighbours of a sample of items.
+    """Estimates how complete the groups in `found` are, by exact searches for the neighbours of random items.
 
     Returns the number of near-identical pairs that the searches find, and how many of these pairs are in one group.
     found: the groups of `duplicate_groups` for the same `max_distance`.

@@ -3,10 +3,10 @@
 The rows are kept as float16 in chunks, which are assigned to the devices in turn. A search computes the squared
 distances |q|^2 - 2 q.x + |x|^2 by a matrix product for each block of rows, and keeps the nearest rows of each device.
 Rows that are not permitted get an infinite distance.
-If float16 can hold the values of the queries exactly and the device sums products in float32, the queries are
-multiplied directly with the float16 rows. (Queries by picture have such values.) Otherwise blocks of rows are decoded
-to float32 first. The results are candidates with a bound on their rounding error. As after a scan on the CPU,
-`simsearch.search.exact` then computes their distances in float64.
+Queries by picture have values that float16 can hold exactly. If all queries of a search have such values and the
+devices sum products in float32, the queries are multiplied directly with the float16 rows. Otherwise, blocks of rows
+are decoded to float32 first. The results are candidates with a bound on the rounding error of their distances. As after
+a scan on the CPU, `simsearch.search.exact` then computes these distances in float64.
 
 Letters: nq queries, D dimension, n rows, width candidates.
 """
@@ -39,10 +39,10 @@ BLOCK = 16_384
 """Number of rows that are decoded to float32 at once."""
 
 QUERIES = 512
-"""Queries searched at once."""
+"""Number of queries that are searched at once."""
 
 SPARE = 1 << 30
-"""Bytes of each device's memory left free for blocks, results and the network."""
+"""Number of bytes of each device's memory that are left free, for blocks, results and the model."""
 
 ROUNDING, ROUNDING_HALF = 2.5e-5, 1e-4
 """Largest rounding errors of squared distances that are computed by float32 products and by float16 products.

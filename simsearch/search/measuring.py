@@ -63,8 +63,8 @@ def hold_out(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float16]]:
     """Splits the rows at random into rows for queries and rows to search in.
 
-    Returns the (nq,) rows for queries in random order, the (n,) rows to search in, ascending, and the (s, D) features
-    of a sample of the rows to search in. A projection or an encoder can be learned from the sample.
+    Returns three arrays: the rows for queries, in random order, (nq,); the rows to search in, ascending, (n,); and the
+    features of a sample of the rows to search in, (s, D), from which a projection or an encoder can be learned.
     """
     random = np.random.default_rng(0)
     shuffled = random.permutation(rows)

@@ -41,13 +41,13 @@ SAMPLE = 8192
 """Number of rows that the principal components are computed from."""
 
 BLOCK, WINDOW, PAIRS = 512, 8192, 1024
-"""Number of rows compared at once, of other rows that they are compared with, and of pairs measured at once."""
+"""BLOCK rows at a time are compared with up to WINDOW other rows. Up to PAIRS pairs at a time are measured."""
 
 EXACT = 50_000
 """Up to this number of different rows, all pairs of projected features are compared."""
 
 NEIGHBOURS, PROBES = 32, 16
-"""If there are more than EXACT different rows: number of nearest rows measured for each row, and of lists searched."""
+"""If there are more than EXACT different rows, each row is paired with its NEIGHBOURS nearest rows in PROBES lists."""
 
 
 NEAREST, JUDGED = 8, 64
@@ -63,7 +63,7 @@ It takes the places of pairs, (n, 2), and their distances, (n,), and returns Tru
 
 
 class JoinedRows:
-    """The rows of several indexes, numbered as in one matrix. starts: the number of the first row of each index."""
+    """The rows of several indexes, numbered consecutively. starts: the number of the first row of each index."""
 
     def __init__(self, parts: Sequence[VectorSearch]) -> None:
         self._parts = parts
@@ -92,8 +92,7 @@ def linked(
 ) -> NDArray[np.int64]:
     """Groups rows that are linked directly or through other rows of the group; identical rows are always linked.
 
-    Returns (n,) numbers, one for each row. Rows of the same group have the same number: the lowest place of a
-    row of the group.
+    Returns a number for each row, (n,). It is the same for all rows of a group: the lowest place in the group.
     reach: the largest distance of a pair that may be linked.
     progress: called with the number of rows compared so far and the number of different rows.
     exact: True to compare all pairs even if there are more than EXACT different rows.
@@ -148,14 +147,14 @@ def _projected(z: NDArray[np.float32], pairs: NDArray[np.int64]) -> NDArray[np.f
 
 
 def _nearest(pairs: NDArray[np.int64], squared: NDArray[np.float32], bound: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Returns the pairs whose second row may be a near row of the first row.
+    """Returns `pairs` without those whose second row is certainly not among the NEAREST rows nearest to the first row.
 
-    The near rows of a row are the other rows nearest to it, NEAREST of them. They are only known for certain after all
-    pairs have been given to this function, in several calls.
+    Each call gets a part of the pairs. A last call, with all pairs that the others returned, leaves only the pairs of
+    each row with its NEAREST nearest rows.
     pairs: (n, 2) places, no pair twice.
     squared: (n,) the squared distances of the pairs.
-    bound: for each place, an upper bound of the squared distances of its near rows. The function lowers
-    elements in place where the pairs give a smaller bound.
+    bound: for each place, an upper bound of the squared distances to its NEAREST nearest rows. The function lowers it
+    in the array itself where the pairs give a smaller bound.
     """
     near = squared <= bound[pairs[:, 0]]
     pairs, squared = pairs[near], squared[near]
@@ -212,7 +211,7 @@ def _all_near(
     """Yields all pairs of places whose projections are at most `farthest` apart, a block of rows at a time.
 
     Each time, yields the number of rows completed so far, and pairs (n, 2). A pair can occur twice.
-    z: the projections, by place.
+    z: the projections of all rows, in the order of their places.
     unique: the places of the different rows.
     """
     order = unique[np.argsort(z[unique, 0], kind="stable")]
@@ -255,9 +254,9 @@ def _listed_near(
 def _near(
     z: NDArray[np.float32], left: NDArray[np.int64], right: NDArray[np.int64], farthest: float
 ) -> NDArray[np.int64]:
-    """Returns the pairs of a place in `left` and a place in `right` with near projections: (n, 2).
+    """Returns the pairs of a place in `left` and a place in `right` whose projections are near each other: (n, 2).
 
-    The projections are at most `farthest` apart or, because of rounding, a little more. z: the projections, by place.
+    The projections are at most `farthest` apart or, because of rounding, a little more. z: as in `_all_near`.
     """
     # |a - b|^2 <= f^2 is equivalent to a.b - |b|^2 / 2 >= (|a|^2 - f^2) / 2: one product and one comparison.
     a, b = z[left], z[right]

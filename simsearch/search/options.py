@@ -219,7 +219,7 @@ def hint(name: str, known: Sequence[str], *, http: bool = False) -> str:
     """Returns the hint for an unknown name: the most similar known name or, if none is similar, all known names.
 
     The name is compared with the spellings of the options in Python, in HTTP requests and on the command line.
-    known: the names that are allowed in Python, or with `http` the fields in HTTP requests.
+    known: the names that are allowed in Python or, if `http` is True, the fields that are allowed in HTTP requests.
     """
     own = {option: option.http_field if http else option.name for option in OPTIONS}
     names = {text: called for option, called in own.items() if called in known for text in _spellings(option)}

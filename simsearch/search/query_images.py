@@ -47,7 +47,7 @@ class LazySnapshot:
     """One snapshot of an index, opened when it is first needed. Safe for many threads.
 
     Some queries need no snapshot: for example, an uploaded picture is prepared without it.
-    read: a function that opens the snapshot and returns its reader, and the sources by their numbers (`Item.source`).
+    read: a function that opens the snapshot. It returns the snapshot's reader, and the sources; see `sources`.
     """
 
     def __init__(self, read: Callable[[], tuple[ItemReader, Mapping[int, Source]]]) -> None:
@@ -215,8 +215,8 @@ def _scaled_box(given: Box, size: tuple[int, int], scaled: tuple[int, int]) -> P
 
 
 def _thread_safe(picture: Any) -> bool:
-    """Returns False for images, arrays and open files.
+    """Returns False for PIL images, arrays and open files.
 
-    A caller may give the same object twice, and several threads must not use it at once.
+    The same object can be given twice, but only one thread at a time can use it.
     """
     return not isinstance(picture, Image.Image | np.ndarray) and not hasattr(picture, "read")

@@ -48,7 +48,7 @@ class QueryResolver:
     recipe: the preprocessing of the index's model.
     weights_sha256: SHA-256 of the weights of the index's model.
     compute: takes n arrays (S, S, 3) uint8 and returns (n, D) float32 features, rounded to float16 as in the index.
-    max_pixels: the number of pixels of the largest picture to decode.
+    max_pixels: the largest number of pixels of a picture that is decoded.
     names_in_errors: True to begin the message of an ImageError with the picture's name.
     budget: a memory limit for decoding, which several resolvers can share; None for a separate limit.
     """
@@ -241,8 +241,8 @@ class QueryResolver:
         """Returns a query's (v, D) vectors, each moved towards `plus` and away from `minus`.
 
         If one of the query's images has an error, returns the error.
-        found: the features of each image without an error: first of the image, then of its mirror image.
-        failed: the errors of the other images. In `found` and `failed`, an image's key is Python's `id()` of it.
+        found: for each image without an error, its features and, if prepared, those of its mirror image.
+        failed: for each other image, its error. The keys of `found` and `failed` are `id(image)`.
         """
         for image in (query.image, *query.plus, *query.minus):
             if id(image) in failed:
@@ -259,7 +259,7 @@ class QueryResolver:
 
 
 def existing_rows(reader: ItemReader, ids: Sequence[int]) -> list[int]:
-    """Returns the numbers of the items' rows in the feature files; skips ids of items that do not exist any more."""
+    """Returns the row of each item in the feature files; skips ids of items that do not exist any more."""
     rows = []
     for number in ids:
         with contextlib.suppress(ItemNotFoundError):

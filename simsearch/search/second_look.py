@@ -86,7 +86,7 @@ class SecondLook:
         return copies
 
     def _read(self, places: list[int]) -> dict[int, NDArray[np.uint8]]:
-        """Returns the small versions (views) of the pictures at the given places, by place.
+        """Returns a view, the small version, of the picture at each of the given places; the keys are the places.
 
         Leaves out pictures that cannot be read.
         """

@@ -32,14 +32,14 @@ SAMPLE = 512
 """Number of random items whose pairwise distances are measured; all items if the index has at most this number."""
 
 QUERIES, FEWEST, CELLS = 256, 32, 1 << 24
-"""Largest and smallest number of items whose nearest neighbours `measure` searches, and a limit for distances.
+"""`measure` searches for the nearest neighbours of QUERIES items.
 
-In a large index, `measure` takes fewer than QUERIES items, so that it computes at most CELLS distances. But it takes at
-least FEWEST items, even if this needs more distances.
+In a large index, it takes fewer items, so that at most CELLS distances are computed. But it takes at least FEWEST
+items, even if this needs more distances.
 """
 
 NEIGHBOURS = 16
-"""Neighbours searched for each item: more than one, since the nearest may be identical copies of the item."""
+"""Number of neighbours to find for each item: more than one, since the nearest can be identical copies of the item."""
 
 QUICK = 2048
 """Number of items that `estimate` reads at most."""
@@ -96,7 +96,7 @@ def measure(flat: VectorSearch, live: NDArray[np.int64], seed: int = 0) -> Scale
 
     flat: the exact search over all rows.
     live: (n,) the rows that belong to items, ascending.
-    Returns None if fewer than three items differ.
+    Returns None if there are fewer than three different items.
     """
     drawn = np.random.default_rng(seed).permutation(live)[:SAMPLE]
     features = flat.read(np.sort(drawn))
@@ -111,12 +111,12 @@ def measure(flat: VectorSearch, live: NDArray[np.int64], seed: int = 0) -> Scale
 
 
 def estimate(features: FeatureReader, live: NDArray[np.int64], seed: int = 0) -> Scale | None:
-    """Estimates the scale of an index that has none recorded, from up to QUICK items, in some hundredths of a second.
+    """Estimates the scale of an index without a recorded scale, from up to QUICK items, in hundredths of a second.
 
     In a sample, the nearest item is farther away than in the whole index. So the median distance to the nearest item is
     measured in half of the sample and in all of it, and the difference is extrapolated to the size of the index.
     live: (n,) the rows that belong to items, ascending.
-    Returns None if fewer than three items differ.
+    Returns None if there are fewer than three different items.
     """
     drawn = np.random.default_rng(seed).permutation(live)[:QUICK]
     if len(live) <= SAMPLE:
@@ -189,7 +189,7 @@ def _of_pairs(features: NDArray[np.float16]) -> Scale | None:
 def quantiles(features: NDArray[np.float16]) -> tuple[float, ...]:
     """Returns POINTS quantiles of the distances between all distinct rows of (n, D) features, ascending.
 
-    The quantiles are denser at small distances, where matches are. Returns () if fewer than two rows differ.
+    The quantiles are denser at small distances, where matches are. Returns () if there are fewer than two such rows.
     """
     x = _different(_sound(features)).astype(np.float64)
     if len(x) < 2:

@@ -39,26 +39,22 @@ codes are the seeds.
 """
 
 MOST = 0.05
-"""A search that would read a larger fraction of the permitted rows than this is left to a scan of all rows."""
+"""If a search would read more than this fraction of the permitted rows, all rows are scanned instead."""
 
 LISTED = 4096
 """Largest number of rows to list in a stripe by their narrow codes. Above it, a table of all distances is faster."""
 
 BATCH = 8
-"""From this number of queries on, one thread searches for each query; for fewer, several threads share each."""
+"""With this number of queries or more, one thread searches for each query; with fewer, several threads do."""
 
 PRODUCTS, GROUP = 1 << 22, 32
 """Largest number of distances in a table, and number of distances in a group.
 
-For each query, the distances in the table are divided into groups. Seeds are chosen by the smallest distance of each
-group.
+The table's distances of each query are divided into groups. Seeds are chosen by the smallest distance of each group.
 """
 
 FEW = 64
-"""With fewer seeds than this, comparing each row with each seed is faster than `np.isin`.
-
-FEW is also a part of the number of candidates for seeds (see `FIRST`).
-"""
+"""With fewer seeds than this, comparing each row with each seed is faster than `np.isin`. See also `FIRST`."""
 
 LONGEST = 1e18
 """Distances below this have squares that float32 can hold."""
@@ -262,7 +258,7 @@ class Sketch:
     ) -> _Known | None:
         """Measures the seeds, those of `rows` with the nearest wide codes. Returns None if float32 overflows.
 
-        wide: the squared distances of the wide codes of `rows` from the query's.
+        wide: the squared distances between the wide codes of `rows` and the query's wide code.
         """
         count = min(task.k + SEEDS, len(rows))
         seeds = rows if count == len(rows) else rows[np.argpartition(wide, count - 1)[:count]]
@@ -298,7 +294,7 @@ class Sketch:
         """Reads the rows that may be among the nearest, and returns the k nearest; None if too many rows would be read.
 
         rows: the rows that the narrow codes do not exclude. Rows with near wide codes are read first.
-        wide: the squared distances of the wide codes of `rows`.
+        wide: the squared distances between the wide codes of `rows` and the query's wide code.
         """
         odd = self._odd[~np.isin(self._odd, rows)] if len(self._odd) else self._odd
         if len(odd):
@@ -327,7 +323,10 @@ class Sketch:
     def _within(
         self, query: _Query, rows: NDArray[np.int64], wide: NDArray[np.int64], distance: float
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns those of `rows` that may be at most `distance` away, and the squared distances of the wide codes."""
+        """Returns `rows` and `wide` without the rows that are certainly farther than `distance` from the query.
+
+        wide: as in `_finish`.
+        """
         errors = query.errors[1] + self._errors[rows]
         near = wide <= self.bounds.grids[1].reach(distance, self.bounds.defect, errors)
         return rows[near], wide[near]

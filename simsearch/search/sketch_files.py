@@ -154,7 +154,7 @@ def new_folder(index: Folder, made: Bounds) -> str:
 def extended(
     index: Folder, facts: SketchFacts, known: Bounds, flat: FlatIndex, blocks: list[tuple[int, int, int]]
 ) -> SketchFacts:
-    """Encodes the rows from number `facts.rows` on; returns the entry for `meta.json` that includes them.
+    """Encodes the rows that are not in the sketch yet, from row `facts.rows` on; returns the new entry for `meta.json`.
 
     known: the bounds of the sketch.
     blocks: from `Reader.blocks`.

@@ -1,4 +1,4 @@
-"""Makes and updates the sketch of an index: learns bounds from a sample, encodes rows, measures the bounds.
+"""Makes and updates the sketch of an index: learns bounds from a sample, encodes rows, measures the excluded fraction.
 
 A sketch has short codes of all rows, from which bounds on distances are computed (see `sketch` and `bounds`). This
 module reads features and writes derived files; `simsearch.indexing.sketches` records the result.
@@ -29,10 +29,10 @@ LEAST = 10_000
 """Smallest number of items for which a sketch is made; with fewer, a scan of all rows takes 3 ms or less."""
 
 LAG = 64
-"""New rows are added to the sketch when there are at least this number; searches measure them directly until then."""
+"""New rows are added to the sketch when their number reaches this; until then, searches measure them directly."""
 
 SAMPLE, SMALLER, QUERIES = 4096, 8, 32
-"""Numbers of items that are drawn to learn bounds and to measure them.
+"""Numbers that determine how many items are drawn to learn bounds, and how many to measure the bounds.
 
 Bounds are learned from one item in SMALLER, but from at least SAMPLE // 2 and at most SAMPLE items. They are measured
 by searches for QUERIES other items.
@@ -115,7 +115,8 @@ def _made(
 ) -> SketchFacts | None:
     """Makes a sketch: learns bounds and encodes all rows. Returns its entry for `meta.json`; None for too few items.
 
-    live: (n,) the rows that belong to items. The entry has no folder if a sketch would not help.
+    If a sketch would not help, the entry has no folder.
+    live: (n,) the rows that belong to items.
     """
     if len(live) < LEAST:
         return None

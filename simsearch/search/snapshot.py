@@ -50,7 +50,7 @@ class Snapshot:
 
 
 class Snapshots:
-    """Returns snapshots of an index for searches, the same snapshot until the index changes. Safe for many threads.
+    """Provides snapshots of an index for searches: the same snapshot until the index changes. Safe for many threads.
 
     device: the device of exact searches: "cpu", "auto" (the same as "cpu"), "cuda" (all GPUs) or "cuda:N" (one GPU).
     """
@@ -67,7 +67,7 @@ class Snapshots:
         return self.index.reading()
 
     def current(self, reader: Reader) -> Snapshot:
-        """Returns the snapshot of the state that the reader sees. Raises DeviceError if `device` is missing."""
+        """Returns the snapshot of the state that the reader sees. Raises DeviceError if `device` is not available."""
         generation = reader.state("generation")
         with self._lock:
             last = self._last

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RACE, BLOCK, ADDED = 32_768, 1024, 8192
-"""Numbers of rows on which the kinds are compared, of rows projected at once, and of rows added at once."""
+"""Number of rows for comparing the kinds; number of rows projected at once; number of rows added at once."""
 
 SCANNED = 65_536
 """Number of rows that are scanned to time an exact search: 512 MiB at D = 4096."""
@@ -52,7 +52,7 @@ KINDS = (
 """The kinds of approximate search and their numbers of components, in the order in which they are tried."""
 
 SCANS = ("sq8", "rabitq")
-"""The kinds that compare every entry. Tried only if no other kind reaches the recall within the memory limit."""
+"""The kinds that compare every row. They are only tried if no other kind reaches the recall within the memory limit."""
 
 FEW = 40
 """A kind that reaches the recall with at most this many candidates is not tried with more components."""
@@ -210,6 +210,7 @@ def _race(
     """Compares the kinds of approximate search on a random part of the rows.
 
     entries: (n,) the rows to search in. projected: (n, d) their projections.
+    recall: the recall to reach. memory: kinds that need more bytes than this are skipped; None for no limit.
     Returns the results of the kinds that were tried, and the settings that reach the recall. The setting that is
     expected to be the fastest with all rows comes first.
     """
@@ -263,10 +264,10 @@ def _settings(start: AnnSettings) -> Iterator[AnnSettings]:
 
 
 def _measure(made: AnnIndex, benchmark: Benchmark, recall: float) -> Choice | None:
-    """Returns the measurements of the cheapest setting that reaches the recall on both halves of the queries, or None.
+    """Returns the measurements of the cheapest setting that reaches the recall on both halves of the queries.
 
-    A setting that reaches the recall on the first half is tried on the second half. The result contains the recall on
-    the second half.
+    Returns None if no setting does. A setting that reaches the recall on the first half is tried on the second half.
+    The result contains the recall on the second half.
     """
     flat, queries, rows = benchmark.flat, benchmark.queries, benchmark.rows
     half = len(queries) // 2

@@ -37,7 +37,8 @@ def learn(
     """Trains an encoder on a sample of the rows and encodes all rows.
 
     Returns the approximate search and its measurements.
-    rows: (n,) ascending. The other arguments are those of `indexing.tune_codes`.
+    flat: the exact search. rows: (n,) the rows to encode, ascending.
+    config, recall, progress: as for `indexing.tune_codes`.
     """
     setting = AnnSettings("codes", config.bits, CANDIDATES[0], 0)
     held_out, entries, sample = measuring.hold_out(flat, rows)

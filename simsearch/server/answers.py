@@ -40,7 +40,8 @@ class Match(_Item):
         NotNegative,
         Field(
             le=1,
-            description="1 at distance 0, 0.5 at the usual distance of nearest neighbours, 0 at that of random images.",
+            description="1 at distance 0, 0.5 at the usual distance between nearest neighbours, and 0 at or beyond the "
+            "usual distance between random images.",
         ),
     ]
 
@@ -91,7 +92,7 @@ class Facets(BaseModel):
 
 class Duplicate(Item):
     distance: Annotated[NotNegative, Field(description="Distance to the first item of the group.")]
-    keep: Annotated[bool, Field(description="True for the item that the rule `keep` keeps.")]
+    keep: Annotated[bool, Field(description="True for the item to keep, chosen by the rule in the parameter `keep`.")]
     is_copy: Annotated[
         bool,
         Field(
@@ -116,12 +117,12 @@ class DuplicateGroups(BaseModel):
     max_distance: Annotated[
         NotNegative,
         Field(
-            description="The largest distance of linked items: the parameter `max_distance` or, without it, a measured "
-            "limit. Pairs a little beyond a measured limit are linked too if their pixels agree."
+            description="The largest distance between two linked items: the parameter `max_distance` or, without it, a "
+            "measured limit. Pairs a little beyond a measured limit are also linked if their pixels agree."
         ),
     ]
     copies: Annotated[
-        dict[str, float], Field(description="For each change, such as JPEG 50, the fraction of changed copies found.")
+        dict[str, float], Field(description="For each change, such as JPEG 50, the share of changed copies recognized.")
     ]
     complete: Annotated[bool, Field(description="False if not all pairs of a large index were compared.")]
     keep: str
@@ -168,7 +169,9 @@ class PastCleanUp(BaseModel):
 
 
 class CleanUps(BaseModel):
-    action: Annotated[Literal["move", "trash"] | None, Field(description="Null if this service moves no files.")]
+    action: Annotated[
+        Literal["move", "trash"] | None, Field(description="What a clean-up does; null if this service moves no files.")
+    ]
     clean_ups: Annotated[list[PastCleanUp], Field(description="The last 20 clean-ups, the newest first.")]
 
 

@@ -32,7 +32,8 @@ def create_app(engine: Engine | Mapping[str, Engine], **options: Unpack[AppOptio
     """Creates a FastAPI app that serves open indexes: an HTTP API for searches, and a web page at its root.
 
     The app can be served by itself or mounted: `app.mount("/similar", simsearch.create_app(engine))`.
-    engine: an open index, or several by name; the caller closes them. options: the fields of `settings.Settings`.
+    engine: an open index, or a dict from names to open indexes; the caller closes them.
+    options: the fields of `settings.Settings`.
     Raises UsageError for an option that cannot be used, MissingExtraError if a package of the extra [serve] is missing.
     """
     engines = engine if isinstance(engine, Mapping) else {"default": engine}

@@ -30,7 +30,7 @@ J = TypeVar("J", bound=Job[Any])
 
 
 class BackgroundWork(Generic[J, R]):
-    """Runs one job at a time in a thread and keeps the last results by key; safe for several threads.
+    """Runs one job at a time in a thread, and keeps each of the last results under its key; safe for several threads.
 
     name: name of the thread. kept: the largest number of results to keep in memory. busy: returns True while searches
     are being answered.
@@ -49,7 +49,7 @@ class BackgroundWork(Generic[J, R]):
         self._stopped = True
 
     def close(self) -> None:
-        """Ends the running job at its next call of `step`, drops the waiting jobs, and waits for the end."""
+        """Ends the running job at its next call of `step`, drops the waiting jobs, and waits for the thread to end."""
         self.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
 

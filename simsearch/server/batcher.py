@@ -56,7 +56,7 @@ class Batcher:
         self._thread: threading.Thread | None = None
 
     def submit(self, job: SearchJob) -> Future[Matches]:
-        """Adds a job to the queue and returns the future of its matches, which may raise any SimsearchError."""
+        """Adds a job to the queue and returns the future of its matches. The future may raise any SimsearchError."""
         with self._ready:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._work, name=f"search-{self.served.name}", daemon=True)

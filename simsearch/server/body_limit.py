@@ -53,7 +53,7 @@ class ReceivedBytes:
     def add(self, size: int) -> None:
         """Adds `size` bytes to the total. Raises ApiError if the total is then above the limit.
 
-        The bytes count even if the error is raised.
+        The total includes the bytes even if the error is raised.
         """
         if not self.count(size):
             raise self.refusal()
@@ -63,7 +63,7 @@ class ReceivedBytes:
         return ApiError(429, "too_many_requests", "the memory for requests is full at the moment", {"retry-after": "1"})
 
     def hurry(self, seconds: float) -> None:
-        """Gives the bodies that are being received at most `seconds` more."""
+        """Shortens the time limit of each body that is being received: it ends in at most `seconds`."""
         end = asyncio.get_running_loop().time() + seconds
         for wait in self._waits:
             when = wait.when()
@@ -71,9 +71,9 @@ class ReceivedBytes:
                 wait.reschedule(end)
 
     def end_slowest(self) -> bool:
-        """Gives up the body that has been arriving for the longest time, if this time exceeds `SLOW_SECONDS`.
+        """Stops receiving the body that has been arriving for the longest time, if this time exceeds `SLOW_SECONDS`.
 
-        Returns False if there is no such body.
+        Ignores bodies of which no bytes have arrived yet. Returns False if there is no such body.
         """
         now = asyncio.get_running_loop().time()
         slow = {wait: since for wait, (since, held) in self._waits.items() if held and now - since > SLOW_SECONDS}
@@ -88,8 +88,8 @@ class ReceivedBytes:
     async def waiting(self, seconds: float, since: float, held: int) -> AsyncIterator[None]:
         """Raises TimeoutError in the `with` block after `seconds`, or earlier because of `hurry` or `end_slowest`.
 
-        since: the event loop's time when the body began to arrive. held: bytes of the body received so far. From
-        these two, `end_slowest` chooses a body.
+        since: the event loop's time when the body began to arrive. held: bytes of the body received so far.
+        `end_slowest` uses `since` and `held` to choose a body.
         """
         async with asyncio.timeout(max(0.0, seconds)) as wait:
             self._waits[wait] = since, held

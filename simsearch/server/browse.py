@@ -29,7 +29,7 @@ T = TypeVar("T")
 Sort = Literal["newest", "oldest", "id"]
 
 KEPT = 16
-"""The most sorted lists and facets kept in memory, for all indexes together; a list takes 8 bytes per item."""
+"""Maximum number of sorted lists and facets kept in memory, for all indexes; a list takes 8 bytes per item."""
 
 SEEN = 200_000
 """The most items over which facets are counted."""
@@ -116,7 +116,7 @@ class Browser:
     def _once(self, engine: Engine, reader: ItemReader, name: Any, make: Callable[[], T]) -> T:
         """Returns the result of `make()` for the present state of the index, from memory if it is kept there.
 
-        name: the key under which this result is kept, among all results for the same state.
+        name: identifies this result among all results for the same state of the same index.
         """
         key = engine.opened_index.identity, str(engine.path), reader.state("generation"), name
         with self._lock:

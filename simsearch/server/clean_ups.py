@@ -39,7 +39,7 @@ LOCK_PATIENCE = 5.0
 """Seconds to wait for another process that writes to the index."""
 
 LISTED = 20
-"""The most journals listed (the newest first), and the most clean-ups whose removed items are kept in memory."""
+"""Maximum number of journals in a list (the newest ones), and of clean-ups whose removed items stay in memory."""
 
 _NAME = re.compile(r"simsearch-cleanup-\d{8}-\d{6}-[0-9a-f]{8}\.jsonl")
 
@@ -108,14 +108,14 @@ class CleanUps:
                 raise PermissionError(0, "Permission denied")
         except OSError as error:
             message = f"journals cannot be written to {folder}: {error.strerror}"
-            raise UsageError(message, hint="--journals DIR names another folder") from error
+            raise UsageError(message, hint="choose another folder with --journals DIR") from error
 
     def stop(self) -> None:
         """Ends the present run after its current file."""
         self._stopped = True
 
     def close(self) -> None:
-        """Ends the present run after its current file, drops the runs that wait, and waits for the end."""
+        """Ends the present run after its current file, drops the runs that wait, and waits for the thread to end."""
         self.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -244,7 +244,7 @@ class CleanUps:
         return result, count
 
     def path(self, engine: Engine, name: str) -> Path:
-        """Returns the path of a journal by its file name. Raises ApiError if this index has no such journal."""
+        """Returns the path of the journal with this file name. Raises ApiError if this index has no such journal."""
         path = self._folder(engine) / name
         if not _NAME.fullmatch(name) or not self._is_own(engine, path):
             raise ApiError(404, "no_such_journal", f"this index has no clean-up with the journal {name[:80]}")

@@ -49,7 +49,7 @@ class CleanUpRequest(Body):
     groups: Annotated[list[Choice], Field(min_length=1, max_length=MOST_GROUPS)]
     action: Annotated[
         Literal["move", "trash"] | None,
-        Field(description="The action the client expects. The request is refused if this service takes the other one."),
+        Field(description="The action the client expects. The request is refused if this service takes another one."),
     ] = None
     max_distance: _Distance = None
     dry_run: Annotated[bool, Field(description="False to move the files; True to only return the plan.")] = True

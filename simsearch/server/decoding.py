@@ -22,10 +22,10 @@ SMALL_BYTES = 64 << 20
 """Pictures that need more bytes than this for decoding (16 megapixels in RGB) take the large lane."""
 
 WAITING, ITEMS_WAITING = 4, 16
-"""How many large pictures may wait or be decoded at once: from requests, and of items. Others get status 429."""
+"""Maximum numbers of large pictures in requests, and of items, that wait or are decoded; more get status 429."""
 
 GIVING_WAY, MOMENT = 0.25, 0.002
-"""The most seconds that a step of long work waits for searches, and the seconds between two checks."""
+"""The most seconds that a step of long work waits for searches, and the seconds between two calls of `busy`."""
 
 NICENESS = 10
 """Niceness of threads for large pictures and long work, so that ordinary searches come first (on Linux)."""

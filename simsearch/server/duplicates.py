@@ -223,9 +223,9 @@ class Duplicates:
         return _Chosen(plan, left)
 
     def _values(self, chosen: _Chosen, outcome: tuple[set[str], dict[str, str]] | None = None) -> dict[str, Any]:
-        """Returns the JSON fields that are the same in the answers of a dry run and of a clean-up.
+        """Returns the JSON fields that the answers of a dry run and of a clean-up have in common.
 
-        outcome: for a clean-up, the paths of the moved files, and the reason for each file that was not moved, by path.
+        outcome: for a clean-up, the paths of the moved files, and a dict from paths to reasons why files were left.
         """
         settings = self.service.settings
         items = []
@@ -299,7 +299,7 @@ class Duplicates:
             raise ApiError(405, "cleanup_off", message, {"allow": allowed})
 
     def _known(self, served: ReloadableIndex, distance: float | None) -> Found:
-        """Returns the known groups for a largest distance, as `GroupFinder.known` does.
+        """Returns the groups that are known for this largest distance; see `GroupFinder.known`.
 
         Raises ApiError if the groups must be computed first.
         """
@@ -328,7 +328,7 @@ def _check_current(engine: Engine, group: Group) -> None:
 
 
 def _reason_to_stay(engine: Engine, member: near.Member) -> str:
-    """Returns the reason why this service must not move the file of a group's member; empty if it may move it."""
+    """Returns the reason why this service must not move a member's file; an empty text if it may be moved."""
     opened = engine.opened_index
     if isinstance(opened, Index) and member.source.root == uploads.manifest_path(engine):
         return _UPLOADED

@@ -37,7 +37,7 @@ _STATUS: tuple[tuple[type[SimsearchError], int, str], ...] = (
     (UsageError, 422, "bad_argument"),
     (SimsearchError, 503, "unavailable"),
 )
-"""Status and code by error class; the first match counts. A test fails if a class is missing."""
+"""HTTP status and code for each error class; the first class that matches is used. A test fails if one is missing."""
 
 
 _DUE = {
@@ -51,7 +51,7 @@ _DUE = {
     "string_too_long": "at most {max_length} characters long",
     "missing": "given",
 }
-"""The end of the message "PARAMETER must be ...", by pydantic error type; the error's context fills in the {names}."""
+"""For each type of pydantic error, the end of the text "PARAMETER must be ..."; the error's context gives {names}."""
 
 
 def reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -10,9 +10,9 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class MapField(BaseModel):
-    name: Annotated[str, Field(description="cluster, label, or the name of a metadata field.")]
+    name: Annotated[str, Field(description="`cluster`, `label`, or the name of a metadata field.")]
     kind: Literal["category", "number"]
-    names: Annotated[list[str], Field(description="The categories, the most frequent first.")] = []
+    names: Annotated[list[str], Field(description="If `kind` is category: the categories, most frequent first.")] = []
     codes: Annotated[
         list[int | None],
         Field(description="For each item, the position of its category in `names`; null for no category."),
@@ -34,7 +34,7 @@ class Map(BaseModel):
     added: Annotated[Count, Field(description="Items that were added or changed since the map was drawn.")]
     removed: Annotated[Count, Field(description="Items that were removed or changed since the map was drawn.")]
     redraws: Annotated[bool, Field(description="True if this service can draw the map again.")]
-    facts: Annotated[dict[str, str], Field(description="How the map was made, for people.")]
+    facts: Annotated[dict[str, str], Field(description="How the map was made, as texts to display.")]
     ids: Annotated[list[int], Field(description="The ids of the items, ascending.")]
     x: list[float]
     y: list[float]
@@ -43,9 +43,7 @@ class Map(BaseModel):
     fields: Annotated[list[MapField], Field(description="The fields to colour the map by; the clusters come first.")]
     representatives: Annotated[
         list[int],
-        Field(
-            description="Indices of items in the lists, ordered so that the first n cover the map evenly, for any n."
-        ),
+        Field(description="Positions of items in `ids`, ordered so that the first n cover the map evenly, for any n."),
     ]
 
 

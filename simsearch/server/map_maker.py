@@ -38,7 +38,7 @@ ITEM_BYTES = 5000
 """Bytes of memory that drawing takes for each item: 90 neighbours, their distances and affinities."""
 
 NAMED_PIXELS = 16_000_000
-"""The most pixels of a picture that is read to name a cluster."""
+"""Only pictures with at most this many pixels are read to name the clusters."""
 
 PATIENCE = 10
 """A map is kept for PATIENCE times the seconds that drawing it took, even if items are added meanwhile."""
@@ -106,9 +106,9 @@ class MapMaker:
             return self._refusal(engine, reader.count()) is None
 
     def _look_up(self, engine: Engine) -> tuple[Key, Known | None, bool, ApiError | None]:
-        """Returns an index's key, its map or None, True if the map is out of date, and an error or None.
+        """Returns an index's key, its map (None if there is none), True if the map is out of date, and an error.
 
-        The error is the reason that this service cannot draw a map of the index; None if it can.
+        The error says why this service cannot draw a map of the index; it is None if the service can.
         """
         key = engine.opened_index.identity, str(engine.path)
         with engine.reading() as reader:

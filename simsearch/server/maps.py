@@ -135,8 +135,8 @@ def _still_there(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Finds the m items of a map that are still in the index, unchanged; returns their places in `ids` and in `items`.
 
-    ids: (n,) the ids of the items on the map. contents: (n,) for each of them, the first 64 bits of the SHA-256 of its
-    file when the map was drawn (`content_key`). items: all items of the index.
+    ids: (n,) the ids of the items on the map. contents: (n,) the first 64 bits of the SHA-256 of each
+    item's file when the map was drawn (`content_key`). items: all items of the index.
     Both results have the shape (m,) and are sorted by id.
     """
     now = np.array([item.id for item in items], np.int64)

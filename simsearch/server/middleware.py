@@ -180,7 +180,7 @@ async def _respond(refused: ApiError, scope: Scope, receive: Receive, send: Send
 class Authentication:
     """Refuses requests with an ambiguous head, for another host, from another site's page, or without a valid key.
 
-    needs_key: returns True for a path that the API keys protect; called if the settings have API keys.
+    needs_key: returns True for a path that the API keys protect; called only if the settings have API keys.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, needs_key: Callable[[str], bool]) -> None:
@@ -209,7 +209,7 @@ class Authentication:
             raise ApiError(400, "bad_host", "this service does not answer to the name in the Host header")
 
     def _check_origin(self, method: str, headers: Headers) -> None:
-        """Raises ApiError for a POST or DELETE request from a page of another site.
+        """Raises ApiError for a POST or DELETE request from a page of another site that `cors` does not name.
 
         This prevents request forgery: any page can make a browser send a form here, but the browser names the page's
         origin.

@@ -69,7 +69,7 @@ class Group:
     """A group of near-identical items.
 
     numbers: the ids of the items, ascending. contents: the SHA-256 of their files, sorted.
-    name: a hash of the ids and contents. It changes with the group, so a client that names a group cannot act on one
+    name: a hash of the ids and contents. A group that changes gets another name, so that a client cannot act on a group
     that has changed since it was listed.
     """
 
@@ -150,8 +150,8 @@ class GroupFinder:
 
         Groups of an earlier state of the index are used if items have only been removed since, or if the groups were
         computed a short time ago (see `PATIENCE`).
-        distance: the largest distance of a pair; None for a threshold that is measured with changed copies of pictures
-        of the index (see `copy_threshold`).
+        distance: the largest distance between two linked items; None for a threshold that is measured with changed
+        copies of pictures of the index (see `copy_threshold`).
         Raises ApiError if too many jobs are under way.
         """
         key, found = served.run(lambda engine: self._look_up(engine, distance))

@@ -117,7 +117,7 @@ def _alternatives(schema: Schema) -> dict[str, Schema]:
 
 
 def _definitions(model: type[BaseModel]) -> dict[str, Schema]:
-    """Returns the schema of a model and the schemas of the models that it refers to, by name."""
+    """Returns a dict from names to schemas: of a model, and of the models that it refers to."""
     whole = model.model_json_schema(ref_template="#/components/schemas/{model}")
     found = {**whole.pop("$defs", {}), model.__name__: whole}
     examples = {each.__name__: [example] for each, example in EXAMPLES.items()}
@@ -149,12 +149,12 @@ def ok(model: type[BaseModel]) -> Schema:
 
 
 def errors(*codes: int) -> dict[int | str, Schema]:
-    """Returns the OpenAPI descriptions of error responses, by status."""
+    """Returns a dict from statuses to the OpenAPI descriptions of error responses."""
     return {code: {**ok(Error), "description": _REASONS[code]} for code in codes}
 
 
 def responses(model: type[BaseModel], *codes: int) -> dict[int | str, Schema]:
-    """Returns the OpenAPI descriptions of a successful JSON response and of error responses, by status."""
+    """Returns a dict from statuses to OpenAPI descriptions: of a successful JSON response, and of error responses."""
     return {200: ok(model), **errors(*codes)}
 
 
@@ -215,7 +215,7 @@ def add_body() -> Schema:
 
 
 def with_keys(document: Schema) -> Schema:
-    """Marks the paths that need an API key in the OpenAPI document, and returns the document."""
+    """Marks, in the OpenAPI document, the paths that need an API key; returns the document."""
     document.setdefault("components", {})["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer"},
         "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},

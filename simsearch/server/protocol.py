@@ -40,13 +40,13 @@ SETTLING = 0.1
 """Seconds for which up to twice MAX_CONNECTIONS may be open before some are closed."""
 
 LAST_STALL_SECONDS = 2.0
-"""The value of STALL_SECONDS while the service stops."""
+"""Used instead of STALL_SECONDS while the service stops."""
 
 SEND_BUFFER = 1 << 17
 """Bytes that the system may buffer per connection; by default, it buffers megabytes for a client that reads slowly."""
 
 MAX_DISCARDED_BYTES = 64 << 20
-"""The most bytes of a refused body that are read and discarded; a client that is cut off earlier sees no response."""
+"""Up to this many bytes of a refused body are discarded; a client that is cut off while it sends sees no response."""
 
 
 CHUNKS, CHUNK_BYTES = 1000, 256
@@ -76,7 +76,7 @@ class _StrictConnection(h11.Connection):
             end = _HEAD_END.search(waiting)
             lengths = _LENGTH.findall(waiting, 0, end.start()) if end else []
             if len(lengths) > 1 or any(b"," in length for length in lengths):
-                raise h11.RemoteProtocolError("more than one Content-Length", error_status_hint=400)
+                raise h11.RemoteProtocolError("the head has more than one Content-Length", error_status_hint=400)
             if end and _ODD_LINE.search(waiting, 0, end.end()):
                 raise h11.RemoteProtocolError("a line ends in LF alone or is continued", error_status_hint=400)
         event = super().next_event()
@@ -86,7 +86,7 @@ class _StrictConnection(h11.Connection):
             self._chunks += 1
             self._received += len(event.data)
             if self._chunks > CHUNKS + self._received // CHUNK_BYTES:
-                raise h11.RemoteProtocolError("too many chunks", error_status_hint=400)
+                raise h11.RemoteProtocolError("the body has too many chunks", error_status_hint=400)
         return event
 
 
@@ -102,7 +102,7 @@ def _too_many() -> ApiError:
 
 
 class DeadlineProtocol(H11Protocol):
-    """One client's connection. The deadline is `head_timeout` in the settings of the app that is served."""
+    """One client's connection. Each deadline is `head_timeout` seconds, a setting of the app that is served."""
 
     _deadline: asyncio.TimerHandle | None = None
     _stall_check: asyncio.TimerHandle | None = None

@@ -13,7 +13,7 @@ from simsearch.server import page as server_page
 from simsearch.server.middleware import ApiError
 
 FILES = {"swagger-ui-bundle.js": "text/javascript; charset=utf-8", "swagger-ui.css": "text/css; charset=utf-8"}
-"""Media types of the Swagger UI files that the page loads, by file name."""
+"""The Swagger UI files that the page loads: a dict from file names to media types."""
 
 _START = """addEventListener("load", () => SwaggerUIBundle({
   url: "openapi.json", dom_id: "#reference", deepLinking: true, validatorUrl: null, syntaxHighlight: false,
@@ -44,7 +44,7 @@ def plain(document: dict[str, Any]) -> Response:
 
 
 def file(name: str) -> Response:
-    """Returns one of the files in `FILES`. Raises ApiError for another name, or if they are not installed."""
+    """Returns one of the files in `FILES`. Raises ApiError for another name, or if the files are not installed."""
     folder = _folder()
     if folder is None or name not in FILES:
         raise ApiError(404, "not_found", "Not Found")

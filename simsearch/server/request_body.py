@@ -88,7 +88,7 @@ def _unsupported(wanted: str, kind: str) -> ApiError:
 
 
 async def _read_form(request: Request) -> tuple[Texts, bytes, str]:
-    """Reads a form; returns its texts by field, and the bytes and the file name of its image. Raises ApiError."""
+    """Reads a form; returns the texts of each field, and the bytes and the file name of its image. Raises ApiError."""
     try:
         form = await request.form(max_files=1, max_fields=MOST_TEXTS, max_part_size=1 << 16)
     except (HTTPException, ValueError, UnicodeError) as error:

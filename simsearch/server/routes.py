@@ -29,19 +29,19 @@ from simsearch.server.status import Status
 
 
 def _whole(value: Any) -> Any:
-    """Returns a parameter's value unchanged. Raises PydanticKnownError for 1_0, 1.0 and +1, unlike pydantic itself."""
+    """Returns a parameter's value unchanged. Raises PydanticKnownError for 1_0, 1.0 and +1, which pydantic accepts."""
     if isinstance(value, str) and not re.fullmatch("-?[0-9]{1,19}", value):
         raise PydanticKnownError("int_parsing")
     return value
 
 
 PAGE, PAGING = 60, ("limit", "after", "label", "folder", "filter", "sort")
-"""The number of items on a page if `limit` is not given, and the query parameters of a list in pages."""
+"""The number of items on a page if `limit` is not given, and the query parameters that ask for a page."""
 
 Whole = BeforeValidator(_whole)
 Number = Annotated[int, PathParameter(alias="id", ge=0, le=LARGEST_ID, description="The item's id.", examples=[1])]
 Index = Annotated[str | None, Query(alias="index", description="Name of the index, if there are several.")]
-Count = Annotated[int, Whole, Query(ge=1, le=100, description="Number of items.")]
+Count = Annotated[int, Whole, Query(ge=1, le=100, description="Number of items, spread evenly over the index.")]
 Numbers = Annotated[
     list[Annotated[int, Whole, Field(ge=0, le=LARGEST_ID)]] | None,
     Query(alias="id", max_length=200, description="Only the items with these ids; unknown ids are left out."),
@@ -68,11 +68,11 @@ Distance = Annotated[
     Query(
         ge=0,
         allow_inf_nan=False,
-        description="Largest distance of linked items; by default measured with changed copies of indexed images.",
+        description="Largest distance between linked items; by default measured with changed copies of indexed images.",
     ),
 ]
 Keep = Annotated[Rule, Query(description="The rule that chooses which picture of a group to keep.")]
-Again = Annotated[bool, Query(description="Draw another map if the index has changed since the last one.")]
+Again = Annotated[bool, Query(description="Draw another map if the index has changed since the last one was drawn.")]
 
 
 def install(app: FastAPI, service: SearchService) -> None:

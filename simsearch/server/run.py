@@ -25,13 +25,13 @@ from simsearch.server.protocol import DeadlineProtocol
 from simsearch.storage.feature_files import allow_files
 
 IDLE = 1.0
-"""Seconds that an open connection has, after a stop was requested, to send a request that is on its way."""
+"""After a stop was requested, an open connection has this many seconds to send a request that is on its way."""
 
 GRACE = 35
 """Seconds to finish requests after a stop was requested."""
 
 LEAST_MEMORY = 160 << 20
-"""The least bytes for requests: one fifth of it is for bodies, and must hold a body of 32 MiB."""
+"""The least memory for requests, in bytes: one fifth of it is for bodies, and must hold a body of 32 MiB."""
 
 OPEN_FILES = 4096
 """Limit of open files: each connection takes one descriptor, and a second one while a file is sent."""
@@ -137,7 +137,7 @@ def memory_for_requests(engines: Iterable[Engine], promised: int, batch: int) ->
         need = -(-(used + LEAST_MEMORY) // 2**20)
         raise UsageError(
             f"too little memory for requests: the service takes {used >> 20} MiB before the first request",
-            hint=f"--memory {need} or more",
+            hint=f"give --memory {need} or more",
         )
     return promised - used
 

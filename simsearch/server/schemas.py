@@ -30,7 +30,7 @@ from simsearch.server.settings import Settings
 
 LARGEST_ID = 2**63 - 1
 MOST_URL, MOST_CONDITION, MOST_LABEL = 4000, 1000, 200
-"""The longest texts, in characters."""
+"""The most characters of a URL, of a condition and of a label."""
 
 ItemId = Annotated[int, Field(ge=0, le=LARGEST_ID)]
 Component = Annotated[float, Field(gt=-1e30, lt=1e30, allow_inf_nan=False)]
@@ -126,7 +126,7 @@ class SearchRequest(Body):
         return {name: value for name, value in self._options().items() if name in changing}
 
     def _options(self) -> dict[str, Any]:
-        """Returns the options that were given or have a default, by their names in Python."""
+        """Returns a dict from Python names to values, for the options that were given or have a default."""
         return {
             option.name: getattr(self, option.http_field)
             for option in OPTIONS
@@ -177,7 +177,7 @@ def _field(option: SearchOption, most: int | None) -> tuple[Any, str]:
 
 
 def _conditions(most: int) -> Any:
-    """Returns the type of filter conditions: a text, a list of texts, or an object of values by field.
+    """Returns the type of filter conditions: a text, a list of texts, or an object that maps fields to values.
 
     In an object, a field may have a list of values. A text need not be valid UTF-8, because it may be compared
     with a file name, which need not be valid UTF-8 either.

@@ -34,13 +34,13 @@ from simsearch.storage.filters import Condition
 T = TypeVar("T")
 
 VIEWS_SHARE = 16
-"""During a search for duplicates, small versions of the compared pictures may take 1/VIEWS_SHARE of the memory."""
+"""During a search for duplicates, small versions of the compared pictures take at most 1/VIEWS_SHARE of memory."""
 
 READERS = 4
 """Number of threads that read the image files sent to clients."""
 
 LAST_SECONDS = 2.0
-"""Seconds after a stop for the bodies that are still being received."""
+"""When the service stops, bodies that are still being received have this many seconds to arrive."""
 
 
 LISTS = frozenset({"id", "filter"})

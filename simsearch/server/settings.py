@@ -11,13 +11,13 @@ from simsearch.common import suggestions
 from simsearch.errors import UsageError
 
 DEFAULT_MEMORY = 640 << 20
-"""The least bytes for all requests together if `memory` is 0."""
+"""The least memory for all requests together, in bytes, if the setting `memory` is 0."""
 
 DECODING, BODIES = 6, 2
 """Shares of the memory for decoding and for bodies, in tenths."""
 
 OTHER_NAMES = {"allow_host": "hosts", "key": "api_keys"}
-"""Fields of `Settings` by the wrong names that users of `simsearch serve` may give for them."""
+"""Wrong names that users of `simsearch serve` may give, and the fields of `Settings` that they mean."""
 
 _WHOLE = ("max_body", "max_pixels", "memory", "max_k", "in_flight", "batch_size")
 _NUMBERS = (*_WHOLE, "timeout", "body_timeout", "head_timeout")
@@ -115,11 +115,11 @@ class Settings:
                 raise UsageError(f"{name} is {getattr(self, name)}, but must be positive")
         if self.bodies < self.max_body:
             need = self.max_body * 10 // BODIES
-            raise UsageError(f"memory is {self.memory:,}, but a body of {self.max_body:,} bytes needs {need:,}")
+            raise UsageError(f"memory is {self.memory:,} bytes, but a body of {self.max_body:,} bytes needs {need:,}")
 
     def _check_cleanup(self) -> None:
         if self.allow_cleanup and not self.writable:
-            raise UsageError("allow_cleanup needs writable", hint="a clean-up changes the index")
+            raise UsageError("allow_cleanup needs writable", hint="set writable as well: a clean-up changes the index")
         for name in ("move_to", "journals"):
             value: Any = getattr(self, name)
             if value is None:

@@ -1,7 +1,7 @@
 """Adds and removes images over HTTP.
 
-Added images are files in the folder `uploads/` inside the index. A manifest lists these files. It is recorded in the
-index as a source, which is a place that builds read images from, such as a folder or an archive.
+Added images are files in the folder `uploads/` inside the index. A manifest lists these files. The manifest is
+recorded in the index as a source: a place from which builds read images, such as a folder or an archive.
 """
 
 from __future__ import annotations

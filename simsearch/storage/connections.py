@@ -19,10 +19,10 @@ from simsearch.storage import protection
 from simsearch.storage.database_file import DatabaseFile
 
 _opening = threading.RLock()
-"""Held while a connection is opened or closed: SQLite keeps one state of a log for all connections of a process."""
+"""A lock for opening and closing connections: all connections of a process share SQLite's state of a log."""
 
 _open_counts: Counter[tuple[int, int]] = Counter()
-"""Number of `Connections` objects in this process that have a file open, by the file's device and inode number."""
+"""For each file (device, inode number), the number of `Connections` objects of this process that have it open."""
 
 
 def _after_fork() -> None:
@@ -103,9 +103,9 @@ class Connections:
     def transaction(self) -> Iterator[protection.Connection]:
         """Yields a connection for one durable transaction: commits at the end, or rolls back on an exception.
 
-        Switches a database without a write-ahead log to one. Older versions could create a database without a log, if
-        a system call failed. If a process is killed while it writes to such a database, it leaves a journal file, and
-        then the database cannot be opened.
+        First tries to give the database a write-ahead log if it has none. Older versions could create a database
+        without a log, if a system call failed. If a process is killed while it writes to such a database, it leaves a
+        journal file, and then the database cannot be opened.
         """
         with self.borrow() as connection:
             if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
@@ -131,7 +131,7 @@ class Connections:
         """Opens a new connection, which the caller closes.
 
         If the database file was deleted after `keep_readable` was called, connects to a copy of its content. If it was
-        deleted before, raises IndexReplacedError.
+        deleted before that call, raises IndexReplacedError.
         mode: "rw", or "ro" for read-only. check: False for a database that has no tables yet.
         Raises IndexDamagedError if the database is damaged or has other tables than `schema`.
         """

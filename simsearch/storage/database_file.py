@@ -31,7 +31,7 @@ _NEIGHBOURS: dict[str, set[bytes]] = {
     "-shm": {b"", bytes(4), (3_007_000).to_bytes(4, "little"), (3_007_000).to_bytes(4, "big")},
     "-journal": set(),
 }
-"""The permitted first 4 bytes of the files that SQLite keeps beside a database, by suffix; -journal is not permitted.
+"""For each suffix of SQLite's files beside a database, the permitted first 4 bytes; a -journal file is not permitted.
 
 See https://sqlite.org/fileformat2.html and https://sqlite.org/walformat.html.
 """
@@ -122,7 +122,7 @@ class DatabaseFile:
         return None
 
     def _current(self) -> tuple[Path, object] | None:
-        """Returns the file's current path and a value that changes if its folder moves; None if it was deleted."""
+        """Returns the file's current path and a value that changes if its folder moves; None if the file is gone."""
         folder = self._folder.current_path()
         if folder is None or identity_of(folder / self.path.name) != self.identity:
             return None

@@ -70,7 +70,7 @@ def read(folder: Folder, name: str) -> NDArray[np.uint8]:
             if size < SEAL or not mark.startswith(_MARK):
                 raise IndexDamagedError(f"{path} is damaged or has no SHA-256")
             if size > WITHOUT_HOLES and has_holes(file.fileno()):
-                raise IndexDamagedError(f"{path} has holes: most of it was never written")
+                raise IndexDamagedError(f"{path} has holes: parts of it were never written")
             data = np.fromfile(file, np.uint8, size - SEAL)
     except OSError as error:
         raise error_for(path, error) from error
@@ -92,7 +92,7 @@ def read_array(folder: Folder, name: str) -> NDArray[Any]:
 
 
 def read_arrays(folder: Folder, name: str) -> dict[str, NDArray[Any]]:
-    """Returns the arrays in a `.npz` file by name, after checking its seal. Raises the same errors as `read`."""
+    """Checks the seal of a `.npz` file; returns a dict from names to arrays. Raises the same errors as `read`."""
     data = read(folder, name)
     try:
         with np.load(io.BytesIO(data.data), allow_pickle=False) as file:

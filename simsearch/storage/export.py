@@ -48,8 +48,8 @@ class MapColumns:
 def export_npy(index: OpenIndex, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
     """Writes `features.npy`, (N, D) float32, and `items.jsonl`, one line per item; returns N, the number of items.
 
-    Both files are sorted by id. A file appears under its name only when it is complete. The float32 values equal the
-    stored float16 values.
+    D is the dimension of the features. Both files are sorted by id. A file appears under its name only when it is
+    complete. The float32 values equal the stored float16 values.
     progress: called with the number of items written and their total.
     Raises UsageError if the folder cannot be written.
     """
@@ -82,7 +82,7 @@ def export_parquet(
 ) -> int:
     """Writes `items.parquet`, one row per item, sorted by id; returns the number of items.
 
-    The columns are id, path, label, metadata (JSON) and features (a list of D float16 values, as stored).
+    The columns are id, path, label, metadata (JSON) and features (D float16 values, as stored; D is the dimension).
     drawn: a map, which adds the columns x, y, cluster (a number), cluster_name and neighbours. They are null for items
     that are not on the map. `neighbours` is a struct of two lists: `ids` and `distances`. The `ids` are row numbers in
     the file, counted from 0.
@@ -139,8 +139,8 @@ def _map_columns(pyarrow: Any, drawn: MapColumns, ids: NDArray[np.int64]) -> lis
     """Returns (name, values) of each column that describes a map, with a value for each item of the exported file.
 
     ids: (N,) ids of the items in the file, ascending. Items that were added after the map was made have null values.
-    Raises UsageError if an item of the map was removed: it may be a neighbour of other items, but has no row in the
-    file that they could refer to.
+    Raises UsageError if an item of the map was removed: the column `neighbours` of other items may have to refer to it,
+    but it has no row in the file.
     """
     row = np.searchsorted(ids, drawn.ids)
     if len(ids) == 0 or not np.array_equal(ids[np.minimum(row, len(ids) - 1)], drawn.ids):

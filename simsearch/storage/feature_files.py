@@ -39,13 +39,13 @@ PREAMBLE = 4096
 
 ROWS_PER_SHARD = 8192
 
-"""Number of rows in a file: 64 MiB at D = 4096, small enough to divide one search among the cores."""
+"""Number of rows in a file. Rows of 4096 values make files of 64 MiB, so that the cores can share one search."""
 
 _MAGIC = b"simsearch features\n"
 
 WITHOUT_HOLES = 1 << 30
 
-"""Size in bytes of all rows above which a file with holes is rejected; holes are parts that were never written."""
+"""If all rows together have more bytes than this, a file with holes (parts never written) is rejected."""
 
 _DESCRIPTORS = 6
 

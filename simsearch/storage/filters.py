@@ -42,7 +42,7 @@ FIELDS = tuple(_COLUMNS)
 """The fields that every item has; all other fields are in an item's metadata."""
 
 NUMBERS = "id", "width", "height", "bytes"
-"""Those of `FIELDS` that are numbers."""
+"""The members of `FIELDS` whose values are numbers."""
 
 Where = Mapping[str, Any] | Iterable[str]
 """The type of `where` in `Engine.search`: a mapping such as {"label": "cat"}, or conditions such as ["label=cat"]."""
@@ -180,7 +180,7 @@ def select(connection: sqlite3.Connection, column: str, wanted: Sequence[Conditi
     """Selects the items that meet all conditions; returns a cursor over their values in one column.
 
     column: the SQL of the column. wanted: the conditions.
-    Raises UsageError if a condition compares one of `NUMBERS` with a value that is not a number, and
+    Raises UsageError if a condition compares a numeric field (see `NUMBERS`) with a value that is not a number, and
     sqlite3.OperationalError if SQLite cannot run the statement, for example because a glob is too long.
     """
     parts, parameters = [], []
@@ -274,7 +274,7 @@ def _as_text(value: Any) -> str:
 
 
 def as_number(value: Any) -> float | int | None:
-    """Converts a value to a number that SQLite can store exactly; returns None for any other value.
+    """Converts a value to a number that SQLite can store exactly; returns None if that is not possible.
 
     A text is converted only if it is the usual way to write the number: "7" is, but "007" and "1.50" are not. Integers
     from 2**63 on are too large for SQLite. The texts "true" and "false" become 1 and 0.

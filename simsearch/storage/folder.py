@@ -21,7 +21,7 @@ from simsearch.errors import IndexDamagedError, SimsearchError
 _FLAGS = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 
 _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EFBIG}
-"""Errors that mean that a file of the index is missing or wrong; all other errors come from the system."""
+"""Error codes that mean that a file of the index is missing or wrong; other codes mean a failure of the system."""
 
 _KINDS = {
     stat.S_IFREG: "a regular file",
@@ -73,10 +73,11 @@ class Folder:
         return cls(path, os.open(path, _FLAGS))
 
     def child(self, name: str, create: bool = False) -> Folder:
-        """Opens a subfolder. If it is missing and `create` is False, returns a `Folder` without a descriptor.
+        """Opens a subfolder. create: True to create it if it is missing.
 
-        Without `create`, a file with this name counts as a missing subfolder.
-        Raises OSError, and NotRegularError if the name is that of a link or, with `create`, of a file.
+        If it is missing and `create` is False, returns a `Folder` without a descriptor. A file with this name then
+        counts as a missing subfolder. Raises OSError. Raises NotRegularError if the name is that of a link, or if
+        `create` is True and the name is that of a file.
         """
         if create:
             with contextlib.suppress(FileExistsError):

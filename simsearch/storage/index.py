@@ -41,8 +41,8 @@ class Index:
     """An open index. Thread-safe; each call of `reading` sees the latest commit of any process.
 
     path: the folder of the index.
-    roots: where the index's sources (folders, archives, tables) are now, if they have moved. A key is the location that
-    the index has recorded, or "" if there is only one source.
+    roots: a mapping from recorded to current locations, for the sources (folders, archives, tables) that have moved. If
+    there is only one source, the key may be "".
     Raises IndexNotFoundError, IndexDamagedError, and UsageError for invalid roots.
     """
 
@@ -144,7 +144,7 @@ class Index:
         return source_roots.location_of(row, self.roots, self.path)
 
     def sources(self, reader: Reader) -> Sources:
-        """Returns the sources (folders, archives and the like) of the reader's snapshot, by number.
+        """Returns the sources (folders, archives and the like) of the reader's snapshot; the keys are their numbers.
 
         Sources that are already open are reused.
         """
@@ -191,7 +191,7 @@ class Index:
             }
 
     def _counts(self, reader: Reader) -> tuple[dict[int, int], dict[str, int]]:
-        """Returns the numbers of items by source and by label; counts again only if the index has changed."""
+        """Returns the number of items of each source and of each label; counts again only if the index has changed."""
         generation = reader.state("generation")
         counted = self._counted
         if counted[0] != generation:

@@ -36,9 +36,9 @@ def failures(index: OpenIndex) -> list[tuple[str, str]]:
 def open_image(index: OpenIndex, number: int, *, decodes: bool = True, budget: MemoryBudget | None = None) -> IO[bytes]:
     """Opens an item's image file for reading, after checking that it is the indexed image. The caller closes the file.
 
-    number: the item's id. budget: memory that all images being decoded share; None for no limit.
+    number: the item's id. budget: the most memory for all images that are being decoded; None for no limit.
     decodes: True to check that the image can be decoded, because an index from a stranger may name files that are not
-    images. A caller that decodes the image itself and hands out only its pixels needs no check and gives False.
+    images. A caller that decodes the image itself and hands out only its pixels needs no check and passes False.
     Raises ItemNotFoundError, and ImageError if the file is gone, was changed after indexing, or is outside its source.
     """
     with index.reading() as reader:

@@ -86,7 +86,7 @@ def items_to_arrow(index: OpenIndex, where: Where | None = None, features: bool 
 
 
 def import_pyarrow(what: str) -> Any:
-    """Imports and returns pyarrow. what: its purpose, for the error. Raises MissingExtraError without pyarrow."""
+    """Imports and returns pyarrow. Raises MissingExtraError without pyarrow. what: what needs it, for the message."""
     try:
         import pyarrow
     except ImportError:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Name = str | int | np.integer | os.PathLike[str]
 """Identifies items: an id, `id:N`, a path, a folder, an archive, or a glob."""
 
-_NAMES = "a path, id:N, or a glob in quotes"
+_NAMES = "use a path, id:N, or a glob in quotes"
 
 SINGLE = (str, int, np.integer, os.PathLike)
 """The types of a single name; other types are collections of names."""
@@ -32,7 +32,7 @@ SINGLE = (str, int, np.integer, os.PathLike)
 def find_items(names: Name | Iterable[Name], reader: ItemReader, opened: Sources) -> list[Item]:
     """Returns the items that match at least one of the names, sorted by id.
 
-    opened: the sources of the index, by number.
+    opened: the sources of the index; the keys are their numbers.
     Raises UsageError if a name matches no item, and ItemNotFoundError for an unknown id.
     """
     found: dict[int, Item] = {}

@@ -125,7 +125,7 @@ class Meta:
             raise ValueError("dimension or rows_per_shard is out of range")
         counts = meta.generation, meta.items, meta.rows, meta.failures, meta.distances_of
         if meta.storage != "float16" or not all(0 <= count < 1 << 62 for count in counts):
-            raise ValueError("storage or a count is out of range")
+            raise ValueError("storage is not float16, or a count is out of range")
         known_keys = meta.search.keys() >= {"kind", "recall", "parameters"}
         if (
             not known_keys

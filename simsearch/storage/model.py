@@ -116,7 +116,7 @@ class IndexModel:
             if name in registry.BUILTIN and name == registry.current_name(meta.model):
                 raise ModelMismatchError(
                     f"the index {self.index.path} was made by former weights of {name}, {meta.weights_sha256};"
-                    f" this version has {digest}",
+                    f" this version of simsearch has {digest}",
                     hint="build a new index, or give the former weights with model=PATH; without them, searches by id,"
                     " info, duplicates and export still work",
                     shell_hint="build a new index, or give the former weights with --model FILE; without them, queries"

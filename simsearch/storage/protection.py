@@ -1,8 +1,8 @@
 """Opens SQLite databases that may come from a stranger: without features that could run code, and with limits.
 
 The measures follow https://sqlite.org/security.html. The database of an index has the tables of simsearch and nothing
-else, no views and no triggers. The size of a value is limited. A statement is stopped if it does far more work than the
-size of the file explains.
+else, no views and no triggers. The size of a value is limited. A statement is stopped if it does far more work than a
+database of this size should need.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BUILT_IN = ("sqlite_autoindex_", "sqlite_sequence", "sqlite_stat1")
 
 
 class Connection(sqlite3.Connection):
-    """A connection that stops a statement that takes far more operations than the size of the file explains."""
+    """A connection that stops a statement that takes far more operations than a database of this size should need."""
 
     budget: _Budget
     alone = False
@@ -97,14 +97,14 @@ def check_schema(connection: sqlite3.Connection, path: Path, schema: str) -> Non
         if texts[name] != expected[name]:
             raise IndexDamagedError(f"{path}: the {kind} {name!r} is not as simsearch makes it")
     if missing := expected.keys() - texts.keys():
-        raise IndexDamagedError(f"{path} has no table {sorted(missing)[0]!r}")
+        raise IndexDamagedError(f"{path} has no table or index {sorted(missing)[0]!r}")
 
 
 _known: dict[str, dict[str, str]] = {}
 
 
 def _expected(schema: str) -> dict[str, str]:
-    """Returns the SQL of each table and index that a schema creates, by its name."""
+    """Returns a dict from the name of each table and index that a schema creates to its SQL."""
     if schema not in _known:
         memory = sqlite3.connect(":memory:")
         memory.executescript(schema)

@@ -4,7 +4,7 @@
 implement them for a Milvus collection. A row is the number under which an item's features are stored: their position in
 the feature files, or in Milvus the id of the item.
 
-Letters: nq queries, k neighbours, n rows, D dimension.
+Symbols in shapes: nq queries, k neighbours, n rows, D dimension.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class ApproximateSearch(Protocol):
     def can_answer(self, flat: Any, k: int, permitted: Any) -> bool:
         """Returns True if `search` would search approximately with these arguments, False if exactly.
 
-        If few rows are permitted, for example, `search` compares the queries with all of them.
+        If few rows are permitted, for example, `search` is exact: it compares the queries with all these rows.
         flat, k, permitted: as for `search`.
         """
         ...
@@ -165,7 +165,7 @@ class OpenIndex(Protocol):
         ...
 
     def sources(self, reader: Any) -> Sources:
-        """Returns the sources (folders, archives and the like) of the reader's snapshot, by number."""
+        """Returns the sources (folders, archives and the like) of the reader's snapshot; the keys are their numbers."""
         ...
 
     def root_of(self, row: SourceRow) -> str:

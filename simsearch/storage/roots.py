@@ -19,8 +19,8 @@ def check(roots: Mapping[str, str], known: Sequence[SourceRow]) -> None:
 
     An index may come from a stranger, so simsearch reads its sources on other machines only with permission. A caller
     who gives a location on another machine permits reading it.
-    roots: the current location of each source that has moved, by its recorded root. The key may be "" if there is only
-    one source. known: all recorded sources.
+    roots: a mapping from recorded roots to current locations, for the sources that have moved. If there is only one
+    source, the key may be "". known: all recorded sources.
     Raises UsageError if a key is not a recorded root, if the key is "" but there are several sources, or if there is no
     file or folder at a location. If both the recorded root of a source and its current location are on other machines,
     the location is not checked.

@@ -4,7 +4,7 @@ The file ends with a seal, its SHA-256, like all files in `derived/`. Before the
 header, the header, and a record for each item. `simsearch.curation.map` makes maps; this module stores the last one, so
 that the web page can show it at once.
 
-Letters: n items.
+Symbols in shapes: n items.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class StoredMap:
     ids: (n,) int64. contents: (n,) uint64, the `content_key` of each item. positions: (n, 2) float32.
     cluster_ids: (n,) int32, the cluster of each item, as an index into `clusters`.
     generation: the value of the index's counter of changes when the items were read; see `Reader.state`.
-    facts: names and values for people to read.
+    facts: names and values of facts about the map, to show to people.
     """
 
     ids: NDArray[np.int64]

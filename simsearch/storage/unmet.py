@@ -30,7 +30,8 @@ def unmet(
 
     For example "no item meets label=dgo; did you mean label=dog?". A condition with several values is looked up once
     for each value. Only the first CHECKED values of all conditions together are looked up.
-    counts: returns the most frequent values of a field; None to use `reader.value_counts`.
+    counts: a function that returns the most frequent values of a field with their numbers of items; None to use
+    `reader.value_counts`.
     Raises UsageError for a field that no item has.
     """
     counts = counts or (lambda field: reader.value_counts(field, COMPARED))

@@ -42,7 +42,10 @@ def verify(index: OpenIndex, progress: Callable[[int, int], None] = lambda done,
     Raises UsageError for a Milvus collection.
     """
     if not isinstance(index, Index):
-        raise UsageError(f"{index.path} has no files to verify", hint="verify the index on disk, and push it again")
+        raise UsageError(
+            f"{index.path} is a Milvus collection, which has no files to verify",
+            hint="verify the index on disk, and push it again",
+        )
     while True:
         compactions, report = _verified(index, progress)
         if not report.problems or compactions == index.feature_files.compactions:

@@ -143,7 +143,7 @@ def apply_augmentation(views: Augmentation, pixels: Tensor, side: int, colour: C
 
 
 def _grid(theta: Tensor, side: int) -> Tensor:
-    """Returns the position in the stored image of each pixel of the views: (B, S, S, 2), from -1 to 1.
+    """Returns, for each pixel of the views, its position in the stored image: (B, S, S, 2), from -1 to 1.
 
     theta: as in `Augmentation`.
     Computes the same as `F.affine_grid`, but without a matrix product, which TF32 would round to a tenth of a pixel.

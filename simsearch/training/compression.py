@@ -1,7 +1,7 @@
 """Compresses a network while it trains: first pruning, then weight sharing, each followed by more training.
 
-Pruning sets the smallest weights of a layer to zero. Sharing puts the other weights of a layer into groups and gives
-all weights of a group one value.
+Pruning sets the weights of smallest magnitude in a layer to zero. Sharing puts the other weights of a layer into groups
+and gives all weights of a group one value.
 Han, Mao, Dally: "Deep Compression", ICLR 2016 (pruning, section 2; sharing, section 3). The fraction of weights kept
 falls by the cubic schedule of Zhu & Gupta, "To prune, or not to prune", 2017.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from simsearch.training.config import TrainConfig
 
 BITS = {"conv": 8, "hidden": 5, "classifier": 6}
-"""Bits of a weight's group number, by part of the network; with b bits, a layer has 2^b - 1 groups.
+"""For each part of the network, the bits that a weight's group number takes; with b bits, a layer has 2^b - 1 groups.
 
 Han et al. use 8 bits in convolutions and 5 in linear layers.
 """
@@ -44,7 +44,7 @@ class Group(NamedTuple):
 
 
 def compressed(name: str) -> bool:
-    """Returns True if a parameter is pruned and shared: the weights of every layer except the first, but no biases.
+    """Returns True if a parameter is pruned and shared: the weights of all layers except the first are, biases are not.
 
     The weights of the first layer are few and important.
     """
@@ -91,7 +91,7 @@ class Compressor:
             self.groups[name] = self._of(name, which.to(self.parameters[name].device))
 
     def _choose(self, progress: float) -> None:
-        """Chooses the weights to keep: the largest of each layer, as many as the schedule says.
+        """Chooses the weights to keep: those of largest magnitude in each layer, as many as the schedule says.
 
         progress: the finished fraction of the training.
         """

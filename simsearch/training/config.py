@@ -85,7 +85,7 @@ class TrainConfig:
                 if not (is_allowed(getattr(self, name)) and math.isfinite(getattr(self, name))):
                     raise UsageError(f"{name} is {getattr(self, name)}, but must be {allowed}")
         if self.nesterov and not self.momentum:
-            raise UsageError("nesterov needs momentum", hint="nesterov=false")
+            raise UsageError("nesterov needs a momentum above 0", hint="nesterov=false turns it off")
 
 
 _RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
@@ -189,7 +189,7 @@ PRESETS: dict[str, dict[str, TrainConfig]] = {
     },
     "convnet4": {"paper": _CONVNET},
 }
-"""Presets by architecture, then by name; the first of each architecture is its default."""
+"""For each architecture, a dict from names of presets to their settings; the first preset is the default."""
 
 
 def settings(architecture: str, preset: str | None, changes: list[str]) -> TrainConfig:
@@ -227,5 +227,5 @@ def change(config: TrainConfig, changes: list[str]) -> TrainConfig:
 
 
 def setting_hint(name: str, value: object) -> dict[str, str]:
-    """Returns an error's hints that advise to set a setting to a value: for Python, and for the command line."""
+    """Returns an error's hints, for Python and for the command line, that advise setting `name` to `value`."""
     return {"hint": f"{name}={value}", "shell_hint": f"--set {name}={value}"}

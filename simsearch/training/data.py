@@ -37,7 +37,7 @@ CACHE = 2
 
 
 class ArrayView:
-    """Some rows of an (N, ...) array, which may be memory-mapped; a row is read only when it is accessed."""
+    """Some rows of an (N, ...) array, which may be memory-mapped; no row is read before it is accessed."""
 
     def __init__(self, array: NDArray[Any], rows: NDArray[np.int64]) -> None:
         self.array, self.rows = array, rows
@@ -73,9 +73,9 @@ class TrainingSet:
 
     def __post_init__(self) -> None:
         if len(self.pixels) != len(self.labels):
-            raise SimsearchError(f"{len(self.pixels)} images but {len(self.labels)} labels")
+            raise SimsearchError(f"there are {len(self.pixels)} images, but {len(self.labels)} labels")
         if self.teacher is not None and len(self.teacher) != len(self.pixels):
-            raise SimsearchError(f"{len(self.pixels)} images but teacher features of {len(self.teacher)}")
+            raise SimsearchError(f"there are {len(self.pixels)} images, but teacher features of {len(self.teacher)}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -88,7 +88,7 @@ class TrainingSet:
         return replace(self, pixels=pixels, labels=self.labels[rows], teacher=teacher, digests=digests)
 
     def file_digests(self) -> list[bytes]:
-        """Returns `digests` as a list of bytes, empty if they are None."""
+        """Returns a list with the digest of each image as `bytes`; an empty list if `digests` is None."""
         return [] if self.digests is None else [row.tobytes() for row in self.digests]
 
 
@@ -142,7 +142,7 @@ def load(
 
 
 def _decode(folder: Path, pictures: Sequence[LabelledImage], recipe: Preprocessing, progress: Progress) -> None:
-    """Writes decoded images into a folder: pixels.npy, digests.npy, and failures.json with error messages by row."""
+    """Writes decoded images into a folder: pixels.npy, digests.npy, failures.json (a dict from row to error)."""
     side = max(recipe.resize, recipe.crop)
     shape = (len(pictures), side, side, 3)
     out = np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, shape)

@@ -64,7 +64,7 @@ def within_memory(batch: int, device: torch.device) -> Iterator[None]:
         if not _is_memory(error):
             raise
         hints = setting_hint("batch_size", max(1, batch // 2))
-        raise SimsearchError(f"a batch of {batch} does not fit into the memory of {device}", **hints) from error
+        raise SimsearchError(f"a batch of {batch} images does not fit into the memory of {device}", **hints) from error
 
 
 def _is_memory(error: Exception) -> bool:

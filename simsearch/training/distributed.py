@@ -47,7 +47,10 @@ class ProcessGroup:
         return bool(self.total(torch.tensor(float(flag), device=device))) if self.size > 1 else flag
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Joins the rows (b, ...) of all processes by rank: (b * size, ...). Gradients flow back to each process."""
+        """Joins the rows (b, ...) of all processes, in the order of their ranks, into (b * size, ...).
+
+        Gradients flow back to each process.
+        """
         if self.size == 1:
             return rows
         gathered: Tensor = _Gather.apply(rows)
@@ -71,8 +74,9 @@ class ProcessGroup:
 class _Gather(torch.autograd.Function):
     """Gathers rows from all processes; in the backward pass, a row's gradient is the sum over all processes.
 
-    All processes compute the same loss from all rows, so this sum is too large by a factor, the number of processes.
-    DistributedDataParallel then averages the gradients of the weights over the processes, which divides by this number.
+    All processes compute the same loss from all rows, so this sum is too large by a factor equal to the number of
+    processes. DistributedDataParallel then averages the gradients of the weights over the processes, which divides them
+    by this number.
     The result equals the gradients that a single process would compute from the whole batch.
     """
 

@@ -18,7 +18,7 @@ SIDES = {"alexnet": (63, 1024), "lenet5": (32, 32), "convnet4": (15, 1024)}
 """Smallest and largest side of each network's input, in pixels."""
 
 FREEZE = ("none", "convolutions", "features")
-"""Parts of the network that are not trained: none, the convolutions, or everything except the classifier."""
+"""Values of `freeze`, the part that is not trained: nothing, the convolutions, or all except the classifier."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TrainingJob:
     validation: sources to validate on. If there are none, the fraction `held_out` of each class is held out instead.
     start: weights to start from, a file or a model's name. The classifier is replaced if the classes are different.
     freeze: the part that is not trained: "none", "convolutions", or "features" (everything except the classifier).
-    names: names of the classes, by label. exclude: glob patterns of paths to leave out.
+    names: for each label, the name of its class to show. exclude: glob patterns of paths to leave out.
     resume: continue from the checkpoint if there is one. overwrite: replace existing files.
     """
 
@@ -90,7 +90,7 @@ def prepare_job(
 
 
 def read_names(path: Path) -> dict[str, str]:
-    """Returns the names of classes by label, read from a file whose lines are a label, a tab and a name.
+    """Reads a file whose lines are a label, a tab and the name of a class; returns a dict from label to name.
 
     Raises UsageError if the file cannot be read or has other lines.
     """
@@ -117,7 +117,7 @@ def check_output(job: TrainingJob) -> None:
     if job.output.suffix != ".safetensors":
         path = job.output.with_suffix(".safetensors")
         raise UsageError(
-            f"{job.output} cannot be the output: weights are a .safetensors file",
+            f"{job.output} cannot be the output: weights are written to a .safetensors file",
             hint=f'output=Path("{path}")',
             shell_hint=f"-o {path}",
         )

@@ -47,7 +47,7 @@ WORTH_COMPILING = 2_500
 """On the CPU, the network is compiled (in about 60 s) if the training processes at least this many images in total."""
 
 STOP_INTERVAL = 10
-"""With several processes, number of steps between two calls of `stop`: to share its result, they wait for the GPU."""
+"""Steps between two calls of `stop` if there are several processes, which wait for the GPU to share its result."""
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -345,5 +345,5 @@ def accuracy(
 
 
 def _scores(network: Network, top1: float, top5: float) -> dict[str, float]:
-    """Returns scores by name, without top-5 for fewer than ten classes, because chance alone would give over 50%."""
+    """Returns the scores; leaves out top-5 if there are fewer than ten classes: chance alone would give over 50%."""
     return {"top1": top1} | ({"top5": top5} if network.config.num_classes >= 10 else {})

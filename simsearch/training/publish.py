@@ -39,11 +39,11 @@ def publish(
     trained_on: TrainingSet | None = None,
     record: TrainingRecord | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Writes the weights file and returns its metrics: by name of the image set, then by name of the metric.
+    """Writes the weights file; returns, for the name of each image set, a dict from names of metrics to their values.
 
     The metrics are measured on the network as read back from the file, and stored in the file too.
 
-    card: the description of the model for the file. checks: image sets to measure on, by name.
+    card: the description of the model for the file. checks: the image sets to measure on; the keys are their names.
     compress: True to share and Huffman-code the weights (`models.deep_compression`).
     trained_on: the training images. For AlexNet, the ranges of activations that int8 needs are measured on some of
     them.

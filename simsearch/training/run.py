@@ -53,7 +53,8 @@ class TrainingReport:
     """The result of a training.
 
     output: the weights file. images, classes: numbers of images and classes trained on.
-    metrics: by name of the image set, then by name of the metric. measured: the number of images of each set.
+    metrics: for the name of each image set, a dict from names of metrics to their values.
+    measured: for the name of each image set, the number of its images.
     seconds: of training, in all runs together. bytes: size of the weights file.
     """
 
@@ -169,7 +170,8 @@ def gather(
 ) -> tuple[TrainingSet, TrainingSet | None, Preprocessing]:
     """Lists and decodes the images of a job; returns training set, validation set (or None) and preprocessing.
 
-    Raises UsageError if all training images have the same label, or if no validation image has one of their labels.
+    Raises UsageError if all training images have the same label, or if no validation image has a label that a training
+    image has.
     """
     recipe = start.card.recipe if start else recipe_for(job.architecture, job.config.image_size)
     images = labelled.list_labelled(job.sources, job.exclude, lambda text: _note(log, text))
@@ -287,8 +289,8 @@ def _device(name: str) -> torch.device:
         start = f"torchrun --nproc-per-node {gpus}"
         raise UsageError(
             f"{processes} processes need a GPU each, but the number of GPUs is {gpus}",
-            hint=f'{start}, or device="cpu"',
-            shell_hint=f"{start}, or --device cpu",
+            hint=f'use {start}, or device="cpu"',
+            shell_hint=f"use {start}, or --device cpu",
         )
     if chosen == "cuda" and "LOCAL_RANK" in os.environ:
         chosen = f"cuda:{os.environ['LOCAL_RANK']}"

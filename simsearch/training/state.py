@@ -54,8 +54,8 @@ class TrainingState:
     """A network in training, with its optimizer, its progress and the pruning of its weights, all on `device`.
 
     window: (4,) float64, sums of loss, top-1 hits, top-5 hits and images since the last row of the log.
-    average: means of the weights over the last epochs, by name. It is empty before these epochs, and
-    always empty if the configuration asks for no average.
+    average: for the name of each tensor of weights, its mean over the last epochs. The dict is empty before these
+    epochs, and always empty if the configuration asks for no average.
     """
 
     def __init__(self, network: Network, config: TrainConfig, steps_per_epoch: int, device: torch.device) -> None:
@@ -154,11 +154,11 @@ class TrainingState:
             if name in CONTENTS:
                 if was not in (None, value):  # None: an older version wrote the checkpoint
                     raise UsageError(
-                        f"{path} was trained with other {name}", hint="remove the checkpoint to start over"
+                        f"{path} is from a training with other {name}", hint="remove the checkpoint to start over"
                     )
             elif was != json.loads(json.dumps(value)):
                 shown = f"{name} {was!r}, not {value!r}" if len(repr((was, value))) < 200 else f"another {name}"
-                raise UsageError(f"{path} was trained with {shown}", hint="remove the checkpoint to start over")
+                raise UsageError(f"{path} is from a training with {shown}", hint="remove the checkpoint to start over")
         self.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.compressor.restore(content["compressor"])

@@ -213,7 +213,7 @@ def test_html_and_montage(run, pictures, tmp_path):
         (["query", "id:1", "--frob"], "--frob"),
         (["query", "id:1", "--html", "."], ". cannot be written: it is a folder"),
         (["query", "id:1", "--montage", "."], "no montage format"),
-        (["query", "id:1", "--show", "--format", "json"], "--show is for people"),
+        (["query", "id:1", "--show", "--format", "json"], "--show needs the format table"),
         (["query", "id:1", "-0", "--format", "json"], "--print0 prints paths, not json"),
         (["query", "id:1", "--max-distance", "nan"], "not negative, not nan"),
         (["query", "id:1", "--crop", "0,0,0,0"], "crop 0,0,0,0 has no area"),

@@ -131,8 +131,8 @@ def test_ignored_groups(copied, run):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--yes",), "--yes needs something to do"),
-        (("--journal", "j"), "--journal needs something to do"),
+        (("--yes",), "--yes needs an action"),
+        (("--journal", "j"), "--journal needs an action"),
         (("--trash", "--hardlink"), "exclude each other"),
         (("--move-to", ""), "names no folder"),
         (("--keep", "best"), "there is no rule 'best'"),

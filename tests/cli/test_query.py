@@ -81,7 +81,10 @@ def test_report_links_to_a_service(run, tmp_path, verb):
     page = tmp_path / "page.html"
     assert run(*verb, "--html", page, "--links", "http://localhost:8000/").code == 0
     assert 'href="http://localhost:8000/v1/items/2/image"' in page.read_text()
-    for wrong, message in ((("--links", "localhost"), "is not the address"), (("--links", "http://a"), "for a report")):
+    for wrong, message in (
+        (("--links", "localhost"), "is not the address"),
+        (("--links", "http://a"), "needs an HTML report"),
+    ):
         done = run(*verb, *wrong)
         assert (done.code, message in done.err, "hint: " in done.err) == (2, True, True)
 

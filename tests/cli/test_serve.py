@@ -73,7 +73,7 @@ def test_clean_ups_that_cannot_be_allowed(fails, index, tmp_path):
     assert "inside the source" in fails(*allowed, "--move-to", index.parent / "photos" / "away")
     (tmp_path / "file").touch()
     assert "it is not a folder" in fails(*allowed, "--move-to", tmp_path / "file")
-    assert "--journals DIR names another folder" in fails(*allowed, "--journals", tmp_path / "file")
+    assert "choose another folder with --journals DIR" in fails(*allowed, "--journals", tmp_path / "file")
 
 
 def test_clean_up_by_a_process(index, tmp_path, tiny_weights):

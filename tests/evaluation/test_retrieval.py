@@ -43,7 +43,7 @@ def test_queries_of_unknown_labels_are_left_out(index, colours, photos, tmp_path
         shutil.copytree(photos / "rose", tmp_path / "others" / name)
     unknown = labelled.list_labelled([tmp_path / "others"])
     with simsearch.open(index, model=colours) as engine:
-        with pytest.raises(UsageError, match=r"no item of .* has a label of the queries: grey, violet"):
+        with pytest.raises(UsageError, match=r"no item of .* has one of the labels of the queries: grey, violet"):
             retrieval.evaluate_retrieval(engine, unknown)
         known = labelled.list_labelled([photos])
         report, expected = (retrieval.evaluate_retrieval(engine, given) for given in ([*known, *unknown], known))

@@ -49,7 +49,7 @@ def test_recipe_takes_panorama_middle_only(size: tuple[int, int], monkeypatch: p
 def test_recipe_refuses_what_it_cannot_do() -> None:
     with pytest.raises(WeightsError, match="crop 21 is not from 1 to 20, which is twice resize"):
         Preprocessing(resize=10, crop=21)
-    with pytest.raises(WeightsError, match="'nearest' is none of bilinear"):
+    with pytest.raises(WeightsError, match="'nearest' is not one of bilinear"):
         Preprocessing(interpolation="nearest")
     with pytest.raises(WeightsError, match="unknown key 'flip'"):
         Preprocessing.from_dict({"flip": True})

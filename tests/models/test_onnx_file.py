@@ -127,7 +127,7 @@ def test_several_inputs_and_outputs(tmp_path, pixels):
         ('{"gamma": 2}', "unknown key 'gamma'"),
         ('{"crop": 0}', "crop is 0, not a whole number from 1 to 2048"),
         ('{"crop": true}', "crop is true"),
-        ('{"crop": 32}', "crop is 32, but the network takes 16 pixels"),
+        ('{"crop": 32}', "crop is 32, but the side of the network's input is 16 pixels"),
         ('{"size": 9999}', "size is 9999"),
         ('{"size": 4}', "crop 16 is not from 1 to 8"),
         ('{"mean": 0.5}', "mean is 0.5, not three numbers"),
@@ -174,7 +174,7 @@ def test_inputs_that_are_no_images(tmp_path, shape, said):
 
 def test_outputs_that_are_no_features(tmp_path, pixels):
     proto = model([NODE("Squeeze", ["x"], ["features"])], outputs=[("features", None)], shape=(1, 3, 16, 16))
-    with pytest.raises(WeightsError, match=r"features are \(B, D\)"):
+    with pytest.raises(WeightsError, match=r"not floats \(batch, D\)"):
         load.load_model(str(save(proto, tmp_path / "m.onnx", {})))
     nan = model([*means().graph.node, NODE("Log", ["features"], ["log"])], outputs=[("log", ("batch", 3))])
     loaded = load.load_model(str(save(nan, tmp_path / "nan.onnx", IDENTITY)))

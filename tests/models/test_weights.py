@@ -141,7 +141,7 @@ def test_record_in_a_file(tmp_path):
     assert weights.read_record(path) == record
     data = path.read_bytes()
     path.write_bytes(data.replace(record.held_out.packed().tobytes(), bytes(record.held_out.packed().size)))
-    with pytest.raises(WeightsError, match="its record of pictures cannot be read: digests"):
+    with pytest.raises(WeightsError, match="its record of pictures cannot be read: the digests"):
         weights.read_record(path)
     weights.write(path, card, tensors, {})
     assert not weights.read_record(path)

@@ -117,7 +117,7 @@ def test_out_of_memory_names_a_smaller_batch(data, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(augment, "apply_augmentation", full)
-    with pytest.raises(SimsearchError, match="a batch of 16 does not fit") as error:
+    with pytest.raises(SimsearchError, match="a batch of 16 images does not fit") as error:
         run(data, tmp_path / "c")
     assert error.value.hint == "batch_size=8" and error.value.shell_hint == "--set batch_size=8"
 

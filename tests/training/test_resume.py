@@ -70,7 +70,7 @@ def test_resuming_with_swapped_labels_is_refused(pics, tmp_path):
     first.rename(tmp_path / "x")
     second.rename(first)
     (tmp_path / "x").rename(second)
-    with pytest.raises(UsageError, match=r"was trained with other (pictures|labels)"):
+    with pytest.raises(UsageError, match=r"is from a training with other (pictures|labels)"):
         run.fit(job(pics, out, resume=True))
 
 

@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 
 
 LARGEST = 16384
-"""The most matches of a search, and the most rows of a query, that Milvus returns."""
+"""Milvus returns at most this number of matches for a search, and of rows for a query."""
 
 SPAN = 8192
-"""Rows read at once without their features."""
+"""Number of rows that are read at once without their features."""
 
 ROWS = 256
-"""Rows read at once with their features: 4 MiB at D = 4096."""
+"""Number of rows that are read at once with their features: 4 MiB for features of 4096 values."""
 
 CONNECT = 4.0
 """Seconds to wait for a connection to a server."""
 
 LITE_PATIENCE = 120.0
-"""Seconds for a call to Milvus Lite, which computes in this process and is always reachable."""
+"""Time limit in seconds of a call to Milvus Lite, which computes in this process and is always reachable."""
 
 SCALARS = (
     "id",
@@ -90,7 +90,7 @@ _RETRYABLE_WORDS = (
 class Hit:
     """A row found by a search.
 
-    squared_distance: computed by Milvus in float32. fields: the values of the fields named in SCALARS, by name.
+    squared_distance: computed by Milvus in float32. fields: a dict from each name in SCALARS to its value.
     features: (D,) float32 or float16.
     """
 
@@ -159,7 +159,7 @@ class MilvusClient:
     # -- calls
 
     def call(self, method: str, **arguments: Any) -> Any:
-        """Calls a method of pymilvus's client, and retries it while that may help. Raises SimsearchError."""
+        """Calls a pymilvus method; retries temporary failures for `patience` seconds. Raises SimsearchError."""
         self.check_open()
         deadline, pause = time.monotonic() + self.patience, 0.1
         while True:
@@ -282,17 +282,14 @@ class MilvusClient:
         return [dict(row) for row in self._query(where, list(fields), strong)]
 
     def scan(self, where: str, fields: Sequence[str], highest: int, *, strong: bool = False) -> Iterator[list[Any]]:
-        """Yields the rows that meet `where`, in order of id: a list for every SPAN ids up to `highest`.
-
-        strong: see `count`.
-        """
+        """Yields the rows that meet `where`, in order of id: a list for each SPAN ids. strong: see `count`."""
         for first in range(0, highest + 1, SPAN):
             within = f"id >= {first} and id < {first + SPAN}"
             rows = self.query(f"{within} and ({where})" if where else within, ["id", *fields], strong=strong)
             yield sorted(rows, key=lambda row: int(row["id"]))
 
     def features(self, ids: Sequence[int], *, strong: bool = False) -> dict[int, NDArray[np.float16]]:
-        """Returns the features of items by id, (D,) float16 each; unknown ids are left out. strong: see `count`."""
+        """Returns a dict from ids to features, (D,) float16; unknown ids are left out. strong: see `count`."""
         found = {}
         for start in range(0, len(ids), ROWS):
             part = [int(number) for number in ids[start : start + ROWS]]

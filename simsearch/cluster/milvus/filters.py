@@ -28,13 +28,13 @@ _START = re.compile(r"[^*?\[\]%_\\\"\x00-\x1f\ud800-\udfff]*\*")
 """A prefix glob, such as `abc*`, that every version of Milvus interprets alike."""
 
 Roots = dict[int, tuple[str, str]]
-"""The kind and the root of each source, by number."""
+"""A dict from the number of each source to its kind and root."""
 
 
 def to_milvus_expression(wanted: Sequence[Condition], roots: Roots) -> tuple[str, list[Condition]]:
     """Returns a Milvus expression, and the conditions that it leaves out because Milvus cannot express them.
 
-    The expression is "" if it leaves all conditions out. roots: the kind and the root of each source, by number.
+    The expression is "" if it leaves all conditions out. roots: from the number of each source to its kind and root.
     Raises UsageError.
     """
     expressions, rest = [], []
@@ -130,7 +130,7 @@ def _metadata(name: str, operator: str, value: Any) -> str | None:
 def matching(rows: Iterable[Sequence[Any]], wanted: Sequence[Condition], roots: Roots) -> list[int]:
     """Returns the ids of the rows that meet all conditions. Raises UsageError.
 
-    rows: (id, source, path, label, metadata, size, width, height) of items, with the values of `reader.Item`.
+    rows: (id, source, path, label, metadata, size, width, height) of each item, as in `storage.reader.Item`.
     """
     with sqlite3.connect(":memory:") as database:
         database.execute("CREATE TABLE sources (id INTEGER PRIMARY KEY, kind TEXT, root BLOB)")
@@ -160,7 +160,7 @@ def check_metadata(metadata: Iterable[dict[str, Any]], wanted: Sequence[Conditio
     """Raises UsageError if a condition on metadata must be a mistake; see `storage.filters.check_fields`.
 
     metadata: the metadata of every item in the collection. found: the number of items that meet all conditions. If
-    there are any, only conditions with "!=" are checked: all items meet such a condition if its field is misspelt.
+    it is above 0, only conditions with "!=" are checked: all items meet such a condition if its field is misspelt.
     """
     with contextlib.closing(sqlite3.connect(":memory:")) as database:
         database.execute("CREATE TABLE items (metadata TEXT)")

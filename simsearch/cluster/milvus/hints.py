@@ -1,4 +1,4 @@
-"""The hints of errors about collections, for Python and for the command line: keyword arguments of `SimsearchError`."""
+"""Hints for errors about collections, as keyword arguments of `SimsearchError`: for Python and for the shell."""
 
 from __future__ import annotations
 

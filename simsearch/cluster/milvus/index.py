@@ -42,10 +42,10 @@ DIRECT = 64
 """If a filter permits at most this many items, all of them are fetched, and the approximate index is not used."""
 
 ANSWER = 2048
-"""Rows in one answer of Milvus: 32 MiB of features at D = 4096."""
+"""The most rows in one answer of Milvus, unless one query needs more: 32 MiB of features at D = 4096."""
 
 NEAR = 8
-"""Additional candidates, so that ties with the last match are noticed."""
+"""Number of candidates in addition to the k matches, so that ties with the last match are noticed."""
 
 ROUNDING = 1e-4
 """Error of Milvus's squared distances, as a fraction of the squared lengths of the vectors."""
@@ -68,8 +68,8 @@ class _Flat:
         if kind not in EXACT and (permitted is None or len(permitted) > DIRECT):
             raise UsageError(
                 f"{self.reader.client.address} has a {kind} index, which does not search exactly",
-                hint="a collection with a FLAT index does",
-                shell_hint="a collection with a FLAT index does; see `simsearch push --index-type`",
+                hint="use a collection with a FLAT index, which is exact",
+                shell_hint="use a collection with a FLAT index, which is exact; see `simsearch push --index-type`",
             )
         return self.candidates(queries, k, permitted)
 
@@ -223,7 +223,7 @@ class MilvusIndex:
         return bool(self.state().state["complete"])
 
     def sources(self, reader: MilvusReader) -> Sources:
-        """Returns the opened sources by number."""
+        """Returns the opened sources, with their numbers as keys."""
         with self._lock:
             opened = Sources()
             for row in reader.sources():

@@ -26,7 +26,7 @@ BUILD_PARAMETERS = {
     "HNSW": {"M": 16, "efConstruction": 200},
     "GPU_CAGRA": {"intermediate_graph_degree": 64, "graph_degree": 32},
 }
-"""Default build parameters by kind of index."""
+"""Default build parameters for some kinds of index."""
 
 
 def search_parameters(kind: str, width: int, effort: int | None) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def acquire(file: Path) -> None:
 
 
 def release(file: Path) -> None:
-    """Takes one from the number of clients of a file, and closes the file if no client is left."""
+    """Subtracts one from the number of clients of a file, and closes the file if no client is left."""
     with _lock:
         _open_counts[file] -= 1
         if not _open_counts[file]:

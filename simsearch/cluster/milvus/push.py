@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from simsearch.storage.reader import Item, Reader
 
 PORTION = 8 << 20
-"""Bytes of one upsert, well below Milvus's limit of 64 MiB; a row with D = 4096 has 16 KiB."""
+"""Largest size of one upsert in bytes, well below Milvus's limit of 64 MiB; a row with D = 4096 has 16 KiB."""
 
 PATIENCE = 60.0
-"""Seconds that a server may be unreachable, or busy with loading, after a push has begun."""
+"""Seconds to wait for a server that is unreachable, or busy with loading, after a push has begun."""
 
 SAMPLE = 64
 """Number of rows compared at the end."""

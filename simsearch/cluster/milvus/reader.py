@@ -70,7 +70,7 @@ class CollectionState:
 
     @property
     def roots(self) -> filters.Roots:
-        """The kind and the root of each source, by number."""
+        """A dict from the number of each source to its kind and root."""
         return {number: (row.kind, row.root) for number, row in self.sources.items()}
 
 
@@ -145,7 +145,7 @@ class MilvusReader:
         return int(self.collection.state["labels"])
 
     def value_counts(self, field: str, limit: int = -1) -> dict[str, int]:
-        """Counts the texts in a field; see `reader.Reader`. Returns {} for a collection of more than COUNTED items."""
+        """Returns each text in a field with the number of items that have it; {} for more than COUNTED items."""
         if self.collection.count > COUNTED:
             return {}
         key = Condition(field, "=", ()).key
@@ -218,7 +218,7 @@ class MilvusReader:
         if count > SCAN:
             conditions_text = ", ".join(map(str, rest))
             raise UsageError(
-                f"Milvus cannot check {conditions_text}, and fetching {count:,} items to check it takes too long",
+                f"Milvus cannot check {conditions_text}, and checking {count:,} items without Milvus takes too long",
                 hint="add a condition that leaves fewer items, such as label=...",
             )
         found: list[int] = []
@@ -277,7 +277,7 @@ def _item(row: Mapping[str, Any]) -> Item:
 def _options(outside: object = False) -> dict[str, Any]:
     """Returns the value of `SourceRow.options` for a source of the collection.
 
-    outside: True if pictures of the source may lie outside its folder. The collection stores this value, if at all,
-    behind the root of the source.
+    outside: True if pictures of the source may lie outside its folder. In the property that lists the
+    sources, this value comes after the root of the source. It is missing for most sources.
     """
     return {"outside": True} if outside is True else {}

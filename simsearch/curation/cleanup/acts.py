@@ -37,7 +37,7 @@ from simsearch.curation.cleanup.files import (
 from simsearch.curation.cleanup.journal import Entry, Journal
 
 OTHER_BYTES = "its bytes differ from those of the picture to keep"
-"""Reported for a duplicate that cannot become a hard link."""
+"""The reason that is reported for a duplicate that cannot be replaced by a hard link."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,9 @@ def act(task: Task, do: str, journal: Journal) -> int:
 def _places(task: Task, do: str, facts: os.stat_result) -> Iterator[tuple[str, str, str]]:
     """Yields (path, record, folder) for each possible new path of the file, the preferred path first.
 
-    For a move: a free path, "" and `task.into`. For the trash: a free path in the trash, the path of the small file
-    that records the old path (see `trash`), and "". For a hard link: the file's own path, "" and "".
+    path: for a move, `task.target` or a similar free path; for the trash, a free path in it; else the file's own path.
+    record: in the trash, the path of the small file that records the old path (see `trash`); "" for other actions.
+    folder: for a move, `task.into`; "" for other actions.
     do: the action. facts: the `os.stat` result of the file.
     """
     if do == "hardlink":
@@ -132,7 +133,7 @@ def _check_linkable(task: Task, facts: os.stat_result) -> None:
     if other.st_dev != facts.st_dev:
         raise UnusableError("the picture to keep is on another file system")
     if (other.st_uid, other.st_gid, other.st_mode) != (facts.st_uid, facts.st_gid, facts.st_mode):
-        raise UnusableError("its owner or permissions are not those of the picture to keep")
+        raise UnusableError("its owner or permissions differ from those of the picture to keep")
 
 
 def _do(entry: Entry, state: State, original: Original) -> None:

@@ -34,7 +34,7 @@ class UnusableError(SimsearchError):
 
 @dataclass(frozen=True)
 class State:
-    """Identifies a regular file and its content. A file is unchanged if its state equals a state found earlier.
+    """Identifies a regular file and its content. A file has not changed if its state is still the same.
 
     Renaming the file or linking to it does not change the state. stamp: the modification time in ns.
     """
@@ -50,7 +50,7 @@ class State:
 
     @classmethod
     def at(cls, path: str) -> State | None:
-        """Returns the state of the regular file at `path`; None if there is a link, a folder or nothing."""
+        """Returns the state of the regular file at `path`; None if `path` is a link or a folder, or does not exist."""
         try:
             facts = os.lstat(path)
         except (OSError, ValueError):
@@ -132,7 +132,7 @@ def rename_new(old: str, new: str) -> None:
     """Renames a file within a file system. Raises FileExistsError if there is a file at `new` already.
 
     Some systems have no call that renames without replacing. There, the file gets `new` as a second name (a hard link),
-    then loses the old name. This fails on file systems without hard links, such as exFAT by FUSE.
+    then loses the old name. This fails on file systems without hard links, such as exFAT mounted through FUSE.
     Raises OSError if the file cannot be renamed.
     """
     if _renameat2 is not None:
@@ -206,7 +206,7 @@ def copy_facts(old: str, new: str) -> None:
 
 
 def make_folders(path: str) -> list[str]:
-    """Creates a folder and its missing parents, flushed to disk. Returns those that were missing, the deepest first."""
+    """Creates a folder and its missing parents, flushed to disk. Returns the missing folders, the deepest first."""
     missing = []
     while not os.path.isdir(path):
         missing.append(path)

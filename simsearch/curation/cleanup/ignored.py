@@ -26,8 +26,9 @@ Groups = list[list[Member]]
 
 
 def without_ignored(index: OpenIndex, groups: Groups) -> Groups:
-    """Returns the groups that are not ignored. A group is ignored if a group in `ignored.json` has all of its files.
+    """Returns the groups that are not ignored.
 
+    A group is ignored if all of its files are in the same group of `ignored.json`.
     Raises IndexDamagedError if `ignored.json` is damaged.
     """
     is_ignored = matcher(index)
@@ -38,7 +39,7 @@ def matcher(index: OpenIndex) -> Callable[[Sequence[str]], bool]:
     """Reads `ignored.json` and returns a function that returns True if a group is ignored.
 
     The returned function takes the digests of a group's files, as the function `contents` returns them. A group is
-    ignored if one of the groups in `ignored.json` contains all of its files.
+    ignored if all of its files are in the same group of `ignored.json`.
     `matcher` raises IndexDamagedError if `ignored.json` is damaged.
     """
     known: dict[str, list[Counter[str]]] = {}

@@ -28,7 +28,7 @@ from simsearch.errors import UsageError
 from simsearch.installation import __version__
 
 FORMAT = 1
-"""Version of the format, in the first line."""
+"""Version of the journal's format, which its first line records."""
 
 ACTIONS = ("move", "trash", "hardlink")
 """The actions that a clean-up can do with a duplicate."""
@@ -47,7 +47,7 @@ class Entry:
     n: number of the action, from 1. do: one of ACTIONS.
     path: the path of the duplicate. to: its new path. A hard link keeps the path, so `to` is equal to `path`.
     kept: path of the picture that is kept.
-    sha256: of the duplicate's content; for a hard link, also of the content of `kept`.
+    sha256: SHA-256 of the duplicate's content, in hexadecimal; for a hard link, `kept` has the same content.
     token: a random part of the names of temporary files.
     mode, stamp: permissions and modification time (ns) of the duplicate.
     info: path of the duplicate's record in the trash; "" for other actions.
@@ -104,7 +104,7 @@ class JournalError(UsageError):
 
 
 class Journal:
-    """Creates a journal and writes its lines. A method that writes a line returns when the line is on disk.
+    """Creates a journal and writes its lines. A method that writes a line returns only after the line is on disk.
 
     path: the path of the journal to create. action: one of ACTIONS. index: the name of the index.
     Raises UsageError if the file exists or cannot be created; the methods raise JournalError if a line cannot be
@@ -249,7 +249,7 @@ def _entry(values: dict[str, Any]) -> Entry:
     if not all(type(number) is int for number in (entry.n, entry.mode, entry.stamp)) or entry.do not in ACTIONS:
         raise ValueError(f"`n`, `do`, `mode` or `stamp` of action {entry.n!r} is invalid")
     if not _TOKEN.fullmatch(entry.token) or not _DIGEST.fullmatch(entry.sha256):
-        raise ValueError(f"action {entry.n} has no token or no checksum")
+        raise ValueError(f"the token or the checksum of action {entry.n} is invalid")
     if not (os.path.isabs(entry.path) and os.path.isabs(entry.to)):
         raise ValueError(f"a path of action {entry.n} is not absolute")
     return entry

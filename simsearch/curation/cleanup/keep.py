@@ -41,8 +41,8 @@ class KeepRule:
     def parse(cls, text: str, against: bool = False) -> KeepRule:
         """Returns the rule for a value of the option `--keep`. Raises UsageError.
 
-        against: True if the user's index is compared with another one. Otherwise the rule named "against", which keeps
-        pictures of the other index, is an error.
+        against: True if the user's index is compared with another one. If False, the rule "against", which keeps the
+        pictures of the other index, raises UsageError.
         """
         if text.startswith(_UNDER):
             folder = os.path.expanduser(text.removeprefix(_UNDER))
@@ -52,7 +52,7 @@ class KeepRule:
                 )
             return cls(_UNDER, folder)
         if text not in RULES or text == "under:DIR":
-            raise UsageError(f"there is no rule {text!r} for what to keep", hint=suggestions.hint(text, RULES))
+            raise UsageError(f"there is no rule {text!r} for the picture to keep", hint=suggestions.hint(text, RULES))
         if text == "against" and not against:
             raise UsageError(
                 "the rule 'against' needs another index", hint="against=ENGINE", shell_hint="--against INDEX|FOLDER"
@@ -72,7 +72,7 @@ class KeepRule:
         return min(places, key=lambda place: (*self._rank(members[place]), place)) if places else None
 
     def permits(self, member: Member) -> bool:
-        """Returns True if the rule may choose a member to keep."""
+        """Returns True if the rule allows `member` to be the one to keep."""
         if member.source.kind in FILE_KINDS and not is_file(member):
             return False
         if self.name == _UNDER:

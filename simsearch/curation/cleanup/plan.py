@@ -21,9 +21,9 @@ from simsearch.search.duplicates import Member
 class Decision:
     """The decision about a member of a group.
 
-    action: "keep", "leave", one of `journal.ACTIONS`, or "copy": a duplicate that stays, because the user asked for no
-    action.
-    reason: the reason for "leave". target: the new path, for a move.
+    action: "keep"; "leave" for a member that is left as it is, for a `reason`; one of `journal.ACTIONS`; or "copy" for
+    a duplicate that stays because the user asked for no action.
+    reason: the reason for "leave"; else "". target: the new path for a move; else "".
     """
 
     member: Member
@@ -169,7 +169,7 @@ def _check_target(plan: Plan, groups: Sequence[Sequence[Member]]) -> None:
 
 
 def check_not_listed(path: str, folders: Iterable[str]) -> None:
-    """Raises UsageError if a build of one of the folders would find a file at `path`."""
+    """Raises UsageError if a build from one of the folders would find a file at `path`."""
     for folder in folders:
         if _lists(folder, path):
             raise UsageError(
@@ -179,9 +179,9 @@ def check_not_listed(path: str, folders: Iterable[str]) -> None:
 
 
 def _lists(folder: str, path: str) -> bool:
-    """Returns True if a build of `folder` would find a file at `path`.
+    """Returns True if a build from `folder` would find a file at `path`.
 
-    The file must lie in the folder, not be hidden, and not lie in a hidden subfolder.
+    It finds a file that lies in the folder, unless the file is hidden or lies in a hidden subfolder.
     """
     if not is_inside(path, folder):
         return False

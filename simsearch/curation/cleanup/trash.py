@@ -22,7 +22,7 @@ def check_available() -> None:
     """Raises UsageError on macOS and Windows, whose trash does not follow the specification of freedesktop.org."""
     if sys.platform in ("darwin", "win32"):
         raise UsageError(
-            "this system has no trash as freedesktop.org specifies it",
+            "this system's trash does not follow the specification of freedesktop.org",
             hint='the action "move" works everywhere',
             shell_hint="--move-to DIR works everywhere",
         )

@@ -18,7 +18,7 @@ BYTES_PER_PIXEL = 16
 
 _ORIENTATION = 0x0112  # EXIF tag
 _ORIENTATIONS = {3: 3, 5: 8, 6: 6}
-"""LibRaw's numbers for a turned picture (`sizes.flip`), and the EXIF orientations that mean the same."""
+"""Maps LibRaw's numbers for turned pictures (`sizes.flip`) to the EXIF orientations that mean the same."""
 
 
 def opened(file: IO[bytes], name: str, largest: int) -> Image.Image:

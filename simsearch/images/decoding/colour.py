@@ -17,7 +17,7 @@ else:
     ImageCms = LazyModule("PIL.ImageCms")
 
 LARGEST_PROFILE = 4 << 20
-"""Larger profiles (bytes) are ignored."""
+"""Profiles of more bytes are ignored."""
 
 TOLERANCE = 3
 """A profile counts as sRGB, and is ignored, if it changes no colour by more than this (on the scale 0 to 255)."""

@@ -145,6 +145,9 @@ def name_of(head: bytes) -> str | None:
 
 
 def _brands(data: bytes) -> set[bytes]:
-    """Returns all brands (format codes) of an ISO media file. An AVIF file may have the general brand mif1 first."""
+    """Returns all brands (format codes) of an ISO media file.
+
+    The first brand is not enough to recognise AVIF: it can be the general brand mif1.
+    """
     end = min(int.from_bytes(data[:4], "big"), 256)
     return {data[start : start + 4] for start in (8, *range(16, end, 4))}

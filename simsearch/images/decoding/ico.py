@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def with_mask(image: Image.Image, file: IO[bytes]) -> Image.Image:
-    """Returns a loaded icon. If its alpha is 0 everywhere, the alpha comes from its mask, which has one bit per pixel.
+    """Returns a loaded icon, with the alpha of its mask (one bit per pixel) if its own alpha is 0 everywhere.
 
     A mask that hides all pixels is ignored.
     """
@@ -37,7 +37,7 @@ def with_mask(image: Image.Image, file: IO[bytes]) -> Image.Image:
 
 
 def _mask(file: IO[bytes], start: int, size: tuple[int, int]) -> np.ndarray:
-    """Reads an icon's mask, (H, W); 1 is transparent. start: offset of the 32-bit pixels, which the mask follows."""
+    """Reads an icon's mask, (H, W); 1 is transparent. start: offset of the 32-bit pixels; the mask comes after them."""
     width, height = size
     row = (width + 31) // 32 * 4
     file.seek(start + 4 * width * height)

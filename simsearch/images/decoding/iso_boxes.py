@@ -12,8 +12,8 @@ _MOST_BOXES = 1000
 def boxes(file: IO[bytes], start: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:
     """Yields each box in a part of a file: its name, and the start and end of its content.
 
-    start, end: the part, in bytes; None for the end of the file. The content of a box that would reach beyond the part
-    ends with the part.
+    start, end: the offsets (bytes) at which the part starts and ends; end is None for the end of the file. If a box
+    reaches beyond the part, its content ends with the part.
     """
     end = file.seek(0, io.SEEK_END) if end is None else end
     for _ in range(_MOST_BOXES):

@@ -14,7 +14,10 @@ from PIL import Image
 from simsearch.images.decoding.spliced import Part, spliced
 
 MISSING = 0.02
-"""Largest share of the pixels that may depend on missing bytes. With a larger share, a file counts as truncated."""
+"""A truncated JPEG is completed only if at most this share of its pixels depends on missing bytes.
+
+Otherwise, it is rejected as truncated.
+"""
 
 LARGEST_BYTES = 256 << 20
 """Files of more bytes are not completed."""
@@ -48,9 +51,9 @@ class _Structure(NamedTuple):
 def completed(file: IO[bytes]) -> IO[bytes] | None:
     """Returns a truncated JPEG with an end marker added; None if the file is not truncated or cannot be completed.
 
-    At most a share of `MISSING` of the pixels may depend on missing bytes. To find these pixels, the picture is decoded
-    twice, with different bytes in place of the missing ones. Padding at the end of the file counts as missing. Raises
-    Pillow's errors.
+    A file cannot be completed if more than the share `MISSING` of its pixels depends on missing bytes. To find these
+    pixels, the picture is decoded twice, with different bytes in place of the missing ones. Padding at the end of the
+    file counts as missing. Raises Pillow's errors.
     """
     file.seek(0)
     data = file.read(LARGEST_BYTES + 1)
@@ -94,9 +97,9 @@ def _half_size(file: IO[bytes], parts: list[Part]) -> Image.Image:
 def _filling(structure: _Structure, filling: bytes) -> Iterator[bytes]:
     """Yields copies of `filling`, with restart markers between them, to take the place of the missing bytes.
 
-    The copies fill a little more than twice the share `MISSING` of the picture. If even more is missing, libjpeg makes
-    the rest grey for every `filling`. Even then, more copies are not needed, because the pixels that differ between two
-    fillings already exceed the share `MISSING`.
+    The copies fill a little more than twice the share `MISSING` of the picture. If more than that is missing, libjpeg
+    makes the rest grey, whatever the filling. More copies are not needed for this case: the pixels that differ between
+    two fillings already exceed the share `MISSING`.
     """
     units = int(structure.units * MISSING * 2) + 2
     if not structure.interval:

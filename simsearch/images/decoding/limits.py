@@ -44,7 +44,7 @@ class _CountedReads:
     def read(self, size: int | None = -1, /) -> bytes:
         self._left -= 1
         if self._left < 0:
-            raise ImageError("it consists of too many parts")
+            raise ImageError("the file consists of too many parts")
         return self._file.read(-1 if size is None else size)
 
     def __getattr__(self, name: str) -> Any:

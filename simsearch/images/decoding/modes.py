@@ -21,9 +21,9 @@ _ALPHA_MAY_BE_UNUSED = frozenset({"ICO", "CUR", "TGA", "DDS", "TIFF"})
 """Formats whose alpha is ignored if it is 0 everywhere while the colours vary."""
 
 _HIGHLIGHTS = 16
-"""A float image counts as on the scale 0..1 if its largest value is at most this.
+"""The values of a float image are taken to be on the scale 0 to 1 if the largest is at most this.
 
-Lamps and sharpened edges may be brighter than white (1).
+Lamps and sharpened edges can be brighter than white (1).
 """
 
 
@@ -65,11 +65,11 @@ def without_unused_alpha(image: Image.Image) -> Image.Image:
 def eight_bits(values: NDArray[np.generic], top: float | None = None) -> NDArray[np.uint8]:
     """Scales values of 32 bits to 0..255.
 
-    top: the largest value; None to find it in `values`. It decides which value becomes 255 (white):
-    1 if the values are floats and `top` is at most `_HIGHLIGHTS`; values above 1 become white too.
-    Otherwise 255 if `top` is at most 255, so that the values are not scaled.
-    Otherwise 65535 if `top` is at most 65535.
-    Otherwise `top`.
+    top: the largest value; None to find it in `values`. The value that becomes 255 (white) depends on `top`:
+    1 for floats if `top` is at most `_HIGHLIGHTS` (values above 1 become white too);
+    else 255 if `top` is at most 255, so that the values are not scaled;
+    else 65535 if `top` is at most 65535;
+    else `top`.
     """
     top = largest_finite(values) if top is None else top
     array = np.maximum(np.nan_to_num(values.astype(np.float64), posinf=top), 0.0)

@@ -190,8 +190,9 @@ def _load_jpeg(image: Image.Image, file: IO[bytes], shorter_side: int | None) ->
 
 
 def _on_white_canvas(image: Image.Image, extents: tuple[int, int, int, int]) -> Image.Image:
-    """Returns an animation's first frame on a white canvas. Pillow would fill the canvas with the background colour.
+    """Returns an animation's first frame, with white where the frame does not cover the canvas.
 
+    Pillow uses the background colour there.
     extents: the frame's left, upper, right and lower edge.
     """
     if extents == (0, 0, *image.size):

@@ -54,8 +54,8 @@ def orientation(image: Image.Image) -> int:
 def _orientation_in(exif: bytes) -> int:
     """Returns the orientation in an EXIF block; 1 if the block has none, -1 if this function cannot read the block.
 
-    Pillow can read more blocks than this function, but is slow, because it reads every entry of a block: it takes a
-    twentieth of the time of decoding a small JPEG. So Pillow is only used after -1.
+    Pillow can read blocks that this function cannot, but it always reads every entry. This takes a twentieth of the
+    time that decoding a small JPEG takes. So Pillow is only used if this function returns -1.
     """
     data = exif.removeprefix(b"Exif\0\0")
     order = _ORDERS.get(data[:4])

@@ -14,17 +14,17 @@ FORMATS = frozenset({"WEBP", "AVIF", "HEIF"})
 """The formats, as Pillow calls them, that `is_padded` knows."""
 
 _LEAST, _SHARE, _WEBP_SHARE = 64, 0.02, 0.25
-"""Least number of zeros at the end of a padded file's image data, and their least share of the data.
+"""A file is padded if its image data ends with zeros: at least `_LEAST` bytes, and at least this share of the data.
 
-In a complete WebP, a seventh of the data can be zeros, where the picture has one colour. Therefore, WebP has a share of
-its own. Complete AVIF and HEIC files never end with zeros.
+The share is `_SHARE`, but `_WEBP_SHARE` for WebP: in a complete WebP, a seventh of the data can be zeros, where the
+picture has one colour. Complete AVIF and HEIC files never end with zeros.
 """
 
 _MOST_PARTS = 1000
 
 
 def is_padded(file: IO[bytes]) -> bool:
-    """Returns True if the end of a WebP, AVIF or HEIC file is zeros where image data has to be."""
+    """Returns True if the image data of a WebP, AVIF or HEIC file ends with too many zeros (see `_LEAST`)."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     is_webp = file.read(4) == b"RIFF"

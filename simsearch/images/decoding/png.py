@@ -159,7 +159,7 @@ def deep_transparency(image: Image.Image) -> bool:
 
 
 def with_deep_transparency(image: Image.Image, low: Image.Image) -> Image.Image:
-    """Adds an alpha channel to a 16-bit picture and returns it. Its transparent colour gets alpha 0.
+    """Adds an alpha channel to `image`, a 16-bit picture: 0 for the transparent colour. Returns `image`.
 
     image, low: the picture, decoded to the upper and to the lower bytes of its values.
     """

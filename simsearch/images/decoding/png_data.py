@@ -14,12 +14,12 @@ _BLOCK = 1 << 20
 
 
 def is_intact(file: IO[bytes], size: tuple[int, int]) -> bool:
-    """Returns True if at least one of the two kinds of checksums of a PNG's compressed pixels is right.
+    """Returns True if the compressed pixels of a PNG match at least one of their two kinds of checksums.
 
     Each chunk has a CRC-32, and the stream of all chunks ends with an Adler-32. If a part of the file was overwritten,
     by zeros for example, both are wrong, but Pillow may decode the file nevertheless. This function does not look for
     missing bytes, because Pillow reports them.
-    size: the width and height of the picture, which limit what is decompressed.
+    size: the width and height of the picture, which limit how much is decompressed.
     """
     if _checksums_match(file):
         return True

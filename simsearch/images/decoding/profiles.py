@@ -31,10 +31,10 @@ _PRIMARIES: dict[int, Primaries] = {
     9: (*_D65, 0.708, 0.292, 0.170, 0.797, 0.131, 0.046),
     12: (*_D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
 }
-"""The supported primaries, by their number in ITU-T H.273, "coding-independent code points" (CICP)."""
+"""Maps numbers of ITU-T H.273, "coding-independent code points" (CICP), to the supported primaries."""
 
 _GAMMAS = {1: 0.0, 2: 0.0, 6: 0.0, 13: 0.0, 14: 0.0, 15: 0.0, 4: 2.2, 5: 2.8, 8: 1.0}
-"""The exponent of the curve, 0 for the curve of sRGB, by the number of the transfer characteristics in H.273."""
+"""Maps numbers of transfer characteristics in H.273 to exponents of the curve; 0 stands for the curve of sRGB."""
 
 _USUAL_GAMMA, _NEAR, _GAMMA_RANGE = 0.45455, 0.05, (0.2, 5.0)
 """A gAMA that differs from `_USUAL_GAMMA` by at most this share (`_NEAR`) means the curve of sRGB.
@@ -65,7 +65,10 @@ def found_profile(image: Image.Image, file: IO[bytes]) -> bytes | None:
 
 @functools.lru_cache(64)
 def made_profile(primaries: Primaries, gamma: float) -> bytes | None:
-    """Returns an ICC profile of RGB; None for sRGB and for impossible primaries. gamma: 0 for the curve of sRGB."""
+    """Returns an ICC profile for RGB with these primaries; None for sRGB and for impossible primaries.
+
+    gamma: the exponent of the curve; 0 for the curve of sRGB.
+    """
     if not gamma and np.allclose(primaries, _SRGB, atol=0.003):
         return None
     white, *colours = ((x / y, 1.0, (1 - x - y) / y) if y else (0.0,) * 3 for x, y in np.reshape(primaries, (4, 2)))
@@ -92,7 +95,7 @@ _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0
 
 
 def _to_d50(white: np.ndarray) -> np.ndarray:
-    """Returns the matrix that adapts XYZ values from the white point `white` to D50, that of ICC profiles."""
+    """Returns the matrix that adapts XYZ values from the white point `white` to the white point D50 of ICC profiles."""
     factors = (_BRADFORD @ np.array(_D50)) / (_BRADFORD @ white)
     return np.asarray(np.linalg.inv(_BRADFORD) @ np.diag(factors) @ _BRADFORD)
 
@@ -166,7 +169,7 @@ def _of_jp2(file: IO[bytes]) -> bytes | None:
 
 
 def _of_nclx(file: IO[bytes]) -> bytes | None:
-    """Returns a profile for the code points of an AVIF or HEIC file, if all its images have the same."""
+    """Returns a profile for the code points in an AVIF or HEIC file; None if its images have different ones or none."""
     found = set()
     for name, start, end in boxes(file):
         if name == b"meta":

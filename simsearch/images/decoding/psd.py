@@ -22,9 +22,9 @@ _ICC_PROFILE = 1039
 _MOST_RESOURCES = 4096
 _BITMAP, _INDEXED, _LAB, _CMYK = 0, 2, 9, 4
 _MODES = {_BITMAP: "L", 1: "L", _INDEXED: "P", 3: "RGB", _CMYK: "CMYK", 7: "L", 8: "L", _LAB: "LAB"}
-"""The Pillow mode of the picture, by Photoshop's number of the colour mode.
+"""Maps Photoshop's numbers of colour modes to Pillow's modes.
 
-Of 7 ("multichannel") and 8 ("duotone"), only the first channel is shown.
+Of pictures with mode 7 ("multichannel") or 8 ("duotone"), only the first channel is shown.
 """
 
 
@@ -119,7 +119,7 @@ def _band(data: bytes, header: _Header) -> Image.Image:
 
 
 def _profile(file: IO[bytes]) -> bytes | None:
-    """Returns the ICC profile among the image resources, and leaves the file at their end."""
+    """Returns the ICC profile in the image resources, or None. Leaves the file at the end of the resources."""
     end = struct.unpack(">I", _read(file, 4))[0] + file.tell()
     found = None
     for _ in range(_MOST_RESOURCES):

@@ -12,10 +12,10 @@ LARGE_PIXELS = 1 << 24
 """Images with more pixels are scaled down during the conversion to RGB if fewer pixels are needed."""
 
 SPARE = 1.5
-"""A JPEG that is decoded at a smaller scale keeps at least this many times the pixels that are needed along a side.
+"""The shorter side of a JPEG decoded at a smaller scale has at least this many times the pixels that are needed.
 
-With 1.5, features of 300 photographs have cosines of 0.996 or more with those of the photographs decoded at full size,
-and precision at 6 (P@6) is the same (`scripts/bench/decoding.py`).
+With 1.5, the features of each of 300 photographs have a cosine of 0.996 or more with the features of the photograph
+decoded at full size, and precision at 6 (P@6) is the same (`scripts/bench/decoding.py`).
 """
 
 MIDDLE = 8
@@ -63,10 +63,10 @@ def _reduced(image: Image.Image, factor: int) -> Image.Image:
 
 
 def _middle(image: Image.Image) -> Image.Image:
-    """Returns the middle of a decoded panorama in RGB. Its longer side is at most `MIDDLE` times the shorter one.
+    """Returns the middle of a decoded panorama in RGB, cut to a length of at most `MIDDLE` times its shorter side.
 
-    A network sees only a square at the centre, which lies in this part. Both ends lose the same length, so that the
-    result does not depend on the way the image will be turned.
+    A network sees only a square at the centre, which lies in this part. The same length is cut off at both ends, so
+    that the result does not depend on the way the image will be turned.
     """
     width, height = image.size
     across, down = (max(0, side - MIDDLE * min(width, height)) // 2 for side in (width, height))

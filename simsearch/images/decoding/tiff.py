@@ -25,7 +25,7 @@ _PROFILE = 34675
 _WHITE_IS_ZERO, _RGB = 0, 2
 _JPEG = 7
 _NATIVE = {"F;32BF": "F;32NF", "I;32BS": "I;32NS", "I;16BS": "I;16NS"}
-"""Corrections of raw modes: libtiff gives values the machine's byte order, but Pillow expects big-endian values."""
+"""Maps raw modes to the right ones: libtiff's values have the machine's byte order, but Pillow expects big-endian."""
 
 LARGEST_MEMORY = 1 << 29
 """Limit of the memory (bytes) for reading a file with tifffile; files that need more are not read."""
@@ -126,7 +126,7 @@ def check_parts(file: IO[bytes]) -> None:
             _, kind, values = struct.unpack_from(order + ("HHQ" if big else "HHI"), entries, place)
             most = max(most, 0 if kind in _BYTES else values)
     if most > LARGEST_VALUES:
-        raise ImageError("it consists of too many parts")
+        raise ImageError("the file consists of too many parts")
     file.seek(0)
 
 
@@ -141,7 +141,7 @@ def is_camera_raw(file: IO[bytes]) -> bool:
 def opened_otherwise(file: IO[bytes]) -> Image.Image:
     """Decodes, with tifffile (extra `[tiff]`), a TIFF of a kind that Pillow cannot decode.
 
-    Raises ImageError if tifffile cannot either; the message tells what is unusual about the file.
+    Raises ImageError if tifffile cannot decode it either; the message describes the file's values (see `_described`).
     """
     try:
         tags = _tags(file)
@@ -172,8 +172,8 @@ def _image_of(values: NDArray[Any], photometric: int, axes: str, extra: int) -> 
 
     photometric: the tag PhotometricInterpretation.
     axes: "YX", "YXS" or "SYX" (Y: rows, X: columns, S: samples of a pixel).
-    extra: the tag ExtraSamples, the kind of the channel that follows grey or RGB. 1 is alpha that the colours are
-    already multiplied by, 2 is other alpha.
+    extra: the tag ExtraSamples, which tells what the channel after grey or RGB is: 1 is alpha by which the colours are
+    already multiplied, 2 is other alpha.
     Raises ValueError for other axes, and for other colour spaces than grey and RGB.
     """
     if photometric not in {_WHITE_IS_ZERO, 1, _RGB} or axes not in {"YX", "YXS", "SYX"}:
@@ -203,7 +203,7 @@ def memory(file: IO[bytes]) -> int:
 def _levels(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Scales values of any type to 0..255: integers by the range of their type, floats as `eight_bits` does."""
     if values.dtype.kind not in "uifb" or not values.size:
-        raise ValueError(f"no picture: values of type {values.dtype}, shape {values.shape}")
+        raise ValueError(f"not a picture: the values have the type {values.dtype} and the shape {values.shape}")
     if values.dtype.kind == "b":
         return values.astype(np.uint8) * np.uint8(255)
     levels = np.empty(values.shape, np.uint8)
@@ -217,7 +217,7 @@ def _levels(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _native(tile: Any) -> Any:
-    """Returns a tile that Pillow decodes correctly: if libtiff decodes the tile, its raw mode is replaced by `_NATIVE`.
+    """Returns a tile that Pillow decodes correctly: if libtiff decodes the tile, `_NATIVE` corrects its raw mode.
 
     tile: an item of `image.tile`, the list by which Pillow decodes an image.
     """

@@ -1,4 +1,4 @@
-"""Finds the place of an animated WebP's first frame on the canvas, which Pillow does not tell."""
+"""Finds where the first frame of an animated WebP lies on the canvas; Pillow does not tell this."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Draws sample pictures, to try simsearch without any data.
 
-Two pictures of a kind differ in colour, number, place, size, tilt, light and background. The random generator chooses
-all of these.
+Two pictures of a kind differ in background and light, and in the number, places, sizes, tilts and colours of what they
+show. The random generator chooses all of these.
 """

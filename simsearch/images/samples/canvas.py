@@ -112,9 +112,9 @@ class Canvas:
         return Image.fromarray(column.astype(np.uint8)[:, None]).resize(self.image.size, Image.Resampling.NEAREST)
 
     def grid(self, turn: float = 0.0) -> tuple[Field, Field]:
-        """Returns the coordinates x and y of each pixel, (H, W) each.
+        """Returns the coordinates x and y of all pixels, in units, as two arrays (H, W).
 
-        turn: an angle in radians, by which the axes are turned about the upper left corner.
+        turn: an angle in radians, by which the axes are turned clockwise about the upper left corner.
         """
         y, x = np.mgrid[: self.image.height, : self.image.width].astype(np.float32) / np.float32(self.unit)
         cos, sin = np.float32(math.cos(turn)), np.float32(math.sin(turn))
@@ -156,8 +156,8 @@ def ridge(c: Canvas, rng: Generator, level: float, rise: float, bumps: int, octa
 def spread(c: Canvas, rng: Generator, most: int, size: float, top: float = 0.0) -> list[tuple[float, float, float]]:
     """Returns one to `most` places (x, y, size) for objects that hardly overlap, sorted by y.
 
-    most: the largest number of places. size: about half the length of an object, if there is only one; the more
-    objects there are, the smaller is each. top: the least y of a place.
+    most: the largest number of places. size: about half the length of an object, if there is only one; if there are
+    more, each is smaller. top: the least y of a place.
     """
     count = int(rng.integers(1, most + 1))
     size *= rng.uniform(0.85, 1.15) * (1.0, 0.72, 0.6, 0.52, 0.46)[count - 1]

@@ -60,7 +60,7 @@ def lit(paint: Colour | Image.Image, gain: Field) -> Image.Image:
 
 
 def relief(height: Field, depth: float, step: int = 4) -> Field:
-    """Returns the brightness (H, W), around 1, of a surface with these heights that is lit from one side.
+    """Returns factors (H, W) around 1: the brightness of a surface with these heights that is lit from one side.
 
     Slopes that fall towards the lower right are bright. depth: how much the brightness varies. step: the distance in
     pixels at which heights are compared.

@@ -1,9 +1,9 @@
 """Draws a seeded set of labelled pictures, so that the engine can be tried without any data.
 
 There are thirty kinds: scenes and textures (`scenes`, `textures`), objects and animals (`objects`, `animals`). Pictures
-of one kind show the same thing and differ in colour, number, place, size, tilt, light and background, so "same kind" is
-a ground truth that a search can be measured against. A picture depends only on its seed, kind and number: a larger set
-begins with the pictures of a smaller one.
+of one kind show the same things and differ in their number, colours, places, sizes and tilts, and in light and
+background, so "same kind" is a ground truth that a search can be measured against. A picture depends only on its seed,
+its kind and its number among the pictures of its kind: a larger set begins with the pictures of a smaller one.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ def draw(kind: str, number: int, seed: int = 0, size: tuple[int, int] = LANDSCAP
     Raises UsageError for an unknown kind, a negative number or seed, and a size below 16 x 16.
     """
     if kind not in KINDS:
-        raise UsageError(f"no kind of picture is called {kind!r}", hint=f"one of: {', '.join(KINDS)}")
+        raise UsageError(f"no kind of picture is called {kind!r}", hint=f"use one of: {', '.join(KINDS)}")
     if number < 0 or seed < 0:
         raise UsageError(f"a picture's number and seed cannot be negative: {min(number, seed)}")
     if min(size) < 16:
-        raise UsageError(f"a picture of {size[0]} x {size[1]} pixels is too small to draw", hint="16 x 16 or more")
+        raise UsageError(f"a picture of {size[0]} x {size[1]} pixels is too small to draw", hint="use 16 x 16 or more")
     rng = np.random.default_rng((seed, zlib.crc32(kind.encode()), number))
     paper = Image.new("RGB", (size[0] * FINENESS, size[1] * FINENESS))
     KINDS[kind](Canvas(paper, light=int(rng.choice((-1, 1)))), rng)

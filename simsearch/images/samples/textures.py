@@ -31,7 +31,7 @@ def bricks(c: Canvas, rng: Generator) -> None:
 
 
 def folds(c: Canvas, rng: Generator, depth: float) -> Field:
-    """Returns the brightness (H, W), around 1, of a cloth in soft folds. depth: how much the brightness varies."""
+    """Returns factors (H, W) around 1: the brightness of cloth in soft folds. depth: how much the brightness varies."""
     return relief(c.noise(rng, rng.uniform(1.2, 2.5), 2, stretch=rng.uniform(0.3, 3)), depth, 10)
 
 

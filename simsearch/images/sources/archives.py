@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CACHED_MEMBERS, CACHED_BYTES = 64, 64 << 20
-"""Limits on the number and the bytes of skipped members that are cached for a compressed tar archive."""
+"""Limits on the number and the bytes of the members that are cached for a compressed tar archive.
+
+Members that were decompressed only to reach a later member are cached, until they are read.
+"""
 
 
 LONGEST_LINK = 4096
@@ -141,7 +144,7 @@ def _offset(pair: tuple[str, tarfile.TarInfo]) -> int:
 
 
 def _kept_by_links(members: Sequence[tarfile.TarInfo]) -> dict[str, tarfile.TarInfo]:
-    """Returns the files that can only be reached through hard links, by the paths of these links.
+    """Returns a dict from the path of a hard link to its file, for files that can only be reached through such a link.
 
     An archive may contain a file, then a hard link to it, and then another file with the name of the first. That name
     now means the later file, so only the link still leads to the first.
@@ -170,7 +173,7 @@ class TarSource(Source):
 
     Several threads may share the source. Together they read the members in nearly, but not exactly, the archive's
     order. Going back in a compressed archive would mean decompressing it again from its start. Therefore, members that
-    are skipped while reading forward are cached; old ones are dropped from the cache.
+    are decompressed on the way to a later one are cached; old ones are dropped from the cache.
     """
 
     kind = "tar"
@@ -187,7 +190,7 @@ class TarSource(Source):
         self._closing = weakref.finalize(self, self._archive.close)  # a ZipFile closes itself
         self._members: dict[str, tarfile.TarInfo] | None = None
         self._links: dict[str, str] = {}
-        """The path of the file that each link leads to."""
+        """Maps the path of each link to the path of the file that it leads to."""
         self._broken = self._other = 0
         self._compressed = not isinstance(self._archive.fileobj, io.BufferedReader)
         self._order: list[tuple[int, str]] = []
@@ -198,7 +201,7 @@ class TarSource(Source):
         return tarfile.open(self.root)
 
     def _members_by_path(self) -> dict[str, tarfile.TarInfo]:
-        """Returns the archive's files and links by path; reads them on first use.
+        """Returns a dict from the path of each file and link to the file; reads the members at the first call.
 
         Raises UsageError if the archive is damaged.
         """

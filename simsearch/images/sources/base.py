@@ -129,7 +129,7 @@ class Source(ABC):
 
     @abstractmethod
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
-        """Lists all images in a fixed order. exclude: patterns to leave out; see `Exclusion`. Raises UsageError."""
+        """Lists images in a fixed order, without those that match `exclude` (see `Exclusion`). Raises UsageError."""
 
     @abstractmethod
     def read(self, path: str) -> bytes:
@@ -336,7 +336,7 @@ def folder_labels(entries: Sequence[Entry]) -> list[str | None]:
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of another library's error message, or the error's type."""
+    """Returns the first line of another library's error message, or the name of the error's type if there is none."""
     return str(error).strip().partition("\n")[0].rstrip(": ") or type(error).__name__
 
 

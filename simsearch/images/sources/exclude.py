@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Exclusion:
-    """Matches paths of a source against patterns to leave out, and records the patterns that have matched.
+    """Matches paths of a source against patterns of images to leave out, and records the patterns that have matched.
 
     root: the folder or the container that the paths are relative to.
     Raises UsageError for a pattern that cannot be used.

@@ -36,7 +36,7 @@ def member_path(name: str) -> str:
 
 
 def by_path(members: Iterable[tuple[str, T]]) -> dict[str, T]:
-    """Returns members of an archive by the path that `member_path` makes of their name.
+    """Returns a dict from path to member of an archive; `member_path` makes the paths from the members' names.
 
     members: pairs of a name and a member. If a name occurs several times, its last member is used. If different names
     give the same path, a number is added to the path.

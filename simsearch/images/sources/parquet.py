@@ -247,7 +247,7 @@ def _holds_plain(pyarrow: Any, field: Any) -> bool:
 
 
 def _features(metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:
-    """Returns Hugging Face's descriptions of the columns, by name; empty if the file has none."""
+    """Returns a dict from column name to Hugging Face's description of the column; empty if the file has none."""
     try:
         found = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
         return {str(name): each for name, each in found.items() if isinstance(each, dict)}
@@ -266,7 +266,7 @@ def _class_names(feature: Mapping[str, Any] | None) -> list[str]:
 
 
 def _content(value: Any) -> tuple[bytes | None, str | None]:
-    """Returns the bytes of a row's image and the path of its file; each is None if the row does not have it."""
+    """Returns the bytes of a row's image and the path of its file; None for the one (or both) that the row lacks."""
     if isinstance(value, bytes):
         return value, None
     if not isinstance(value, dict):

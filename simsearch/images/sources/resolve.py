@@ -50,10 +50,10 @@ SOURCE_CLASSES: Mapping[str, Callable[[str], Source]] = {
     addresses.ZIP_KIND: lambda root: remote_archives.RemoteZipSource(root),
     addresses.TAR_KIND: lambda root: remote_archives.RemoteTarSource(root),
 }
-"""Functions that make a source from its root, by `Source.kind`."""
+"""Maps each `Source.kind` to the function that makes a source from its root."""
 
 _REMOTE_KINDS = {"zip": addresses.ZIP_KIND, "tar": addresses.TAR_KIND}
-"""The kind of a remote archive, by the kind of the same archive on disk."""
+"""Maps the kind of an archive on disk to the kind of the same archive on another machine."""
 
 _KINDS_BY_SUFFIX = {
     ".zip": "zip",
@@ -237,7 +237,7 @@ def _read_file_object(file: Any) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a closed file, or text in another encoding
         raise ImageError(f"the file given as an image cannot be read: {error}") from error
     if not isinstance(data, bytes):
-        raise UsageError("the file given as an image is not open in binary mode", hint='open(path, "rb")')
+        raise UsageError("the file given as an image is not open in binary mode", hint='open it with open(path, "rb")')
     return data
 
 
@@ -335,7 +335,7 @@ class RecordedSource(Source):
 
 
 class Sources(dict[int, Source]):
-    """The sources of an index by number. An unknown number raises IndexDamagedError."""
+    """Maps the number of each source in an index to the source. An unknown number raises IndexDamagedError."""
 
     def __missing__(self, number: int) -> Source:
         raise IndexDamagedError(f"items.sqlite: an item belongs to source {number}, which does not exist")

@@ -22,13 +22,13 @@ OUTSIDE = "outside the manifest's folder; `build --allow-outside` permits it"
 """`Entry.problem` of a path that leads out of the manifest's folder, if that is not permitted."""
 
 REPEATED = "rows that name an image a second time; the first row counts"
-"""Reason for leaving out rows."""
+"""The reason that `Listing.left_out` has for such rows."""
 
 
 class ManifestSource(Source):
-    """A .csv or .jsonl file as a source, with the `path` of each image, relative to the file's folder.
+    """A .csv or .jsonl file as a source. Its column `path` names the images, relative to the file's folder.
 
-    The column `label` becomes the label; all other columns become metadata. In a CSV, values such as 7 and -1.5 become
+    The column `label` has the labels; all other columns become metadata. In a CSV, values such as 7 and -1.5 become
     numbers; 007, 1.10, 12E4 and all other values stay text (see `written_number`).
     line: the text of a line that has just been added to a JSON Lines file. Only this line is listed; the file is not
     read. None to list the file.
@@ -76,9 +76,9 @@ class ManifestSource(Source):
         return found
 
     def _relative(self, path: str) -> str:
-        """Returns the path with which exclude patterns are compared: relative to the file's folder.
+        """Returns the path that is compared with exclude patterns: `path` relative to the manifest's folder.
 
-        A path outside the folder is absolute, but without its first slash.
+        If `path` is outside this folder, the result is the absolute path without its first slash.
         """
         folder = os.path.dirname(self.root).rstrip("/") + "/"
         return os.path.normpath(self.display(path)).removeprefix(folder).lstrip("/")

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 
 class TorchvisionSource(Source):
-    """A data set of torchvision. Its root is `torchvision/` and a class name, with an optional split after a colon.
+    """A data set of torchvision. Its root is `torchvision/NAME` or `torchvision/NAME:SPLIT`.
+
+    NAME is the data set's name in `torchvision.datasets`.
 
     Files are kept in `$SIMSEARCH_DATASETS`, or in the cache folder if this is not set. Missing files are downloaded. An
     image's path is its number in the data set. Images that are not files are encoded as PNG, without loss.
@@ -63,7 +65,7 @@ class TorchvisionSource(Source):
         kind = getattr(torchvision.datasets, self.name)
         accepted = _accepted(kind)
         if "root" not in accepted:
-            raise UsageError(f"torchvision's {self.name} is not a data set that is kept in files")
+            raise UsageError(f"torchvision's {self.name} is not read from files, so it cannot be a source")
         folder = os.environ.get("SIMSEARCH_DATASETS") or str(cache.cache_dir() / "datasets")
         arguments = self._arguments(accepted)
         folder = os.path.join(folder, self.name)
@@ -116,7 +118,7 @@ class TorchvisionSource(Source):
                 pixels = image.tobytes()
             except (TypeError, ValueError, AttributeError):  # pairs of images, videos, tensors
                 raise UsageError(
-                    f"the data set {self.root} does not hold single images, but for example videos or pairs of images"
+                    f"the data set {self.root} does not hold single images (but perhaps videos or pairs of images)"
                 ) from None
             except Exception as error:
                 found.entries.append(Entry(path, 0, 0, problem=first_line(error)))

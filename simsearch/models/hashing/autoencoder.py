@@ -1,14 +1,14 @@
-"""Trains binary codes: a deep autoencoder, pre-trained layer by layer as a deep belief network.
+"""Trains a deep autoencoder that gives binary codes. Its layers are pre-trained one by one, as a deep belief network.
 
 First, each layer is trained as a restricted Boltzmann machine on the outputs of the layer below, by contrastive
 divergence with one step (Hinton, Osindero, Teh 2006; Hinton & Salakhutdinov: "Reducing the dimensionality of data with
 neural networks", Science 2006). The visible units of the first machine are Gaussian with variance 1; those of the other
 machines are binary. Then the layers become the encoder of an autoencoder and, in reverse order, its decoder; both are
 fine-tuned by backpropagation. The code is rounded to 0 and 1 in the forward pass only (Krizhevsky & Hinton, ESANN
-2011). With an optional second loss, distances between codes follow distances between features: see `_distance_loss`.
+2011). An optional second loss makes distances between codes resemble distances between features: see `_distance_loss`.
 
-Letters: n images of the sample, B images of a batch, D dimension of the features, d_in inputs and d_out outputs of a
-layer, h activations of a layer.
+Shape letters: n images of the sample, B images of a batch, D dimension of the features, d_in inputs and d_out outputs
+of a layer, h activations of a layer.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Krizhevsky & Hinton: "Using very deep autoencoders for content-based image retri
 and Hinton 2012, section 7, propose such codes for the activations of AlexNet's last hidden layer. Encoding is a few
 matrix products in NumPy; `simsearch.models.hashing.autoencoder` trains the encoder.
 
-Letters: n images, D dimension of the features, d_in inputs and d_out outputs of a layer.
+Shape letters: n images, D dimension of the features, d_in inputs and d_out outputs of a layer.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class AlexNet(Network):
         return hidden
 
     def activations(self, x: Tensor) -> dict[str, Tensor]:
-        """Returns the outputs of layers by name, each after its ReLU.
+        """Returns a mapping from the names of three layers to their outputs after the ReLU.
 
         "conv5": (B, 256, H, W), the last convolution, before its pooling.
         "fc6" and "features": (B, 4096), the two hidden layers.

@@ -1,6 +1,6 @@
 """The base class of networks in torch, with the methods that training and the computation of features call.
 
-Letters: B images in a batch, S side of the input, D dimension of the features, C classes.
+Shape letters: B images in a batch, S side of the input, D dimension of the features, C classes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def activations(self, x: Tensor) -> dict[str, Tensor]:
-        """Returns the outputs of layers usable for search, by name: "features", and for AlexNet two earlier layers."""
+        """Returns a mapping from layer name to output, for the layers that are usable for search.
+
+        These are "features" and, for AlexNet, two earlier layers.
+        """
         return {"features": self.features(x)}
 
     def forward(self, x: Tensor) -> Tensor:

@@ -123,6 +123,6 @@ def check_config(config: Config, weights: int) -> None:
     if isinstance(config, ConvNet4Config) and (min(config.channels) < 1 or min(config.sides) < 1):
         raise ValueError("image_size or channels is too small: a layer would have no outputs")
     if dimension < 1 or config.num_classes < 1 or not 1 <= config.image_size <= LARGEST_IMAGE:
-        raise ValueError(f"image_size is not from 1 to {LARGEST_IMAGE:,}, or the network has no features or no classes")
+        raise ValueError(f"image_size is not from 1 to {LARGEST_IMAGE:,}, or the number of features or of classes is 0")
     if dimension * (inputs + config.num_classes) > weights:
         raise ValueError(f"with {dimension:,} features, the network would have far more weights than the file")

@@ -4,7 +4,7 @@ Krizhevsky et al. 2012, figure 1: "a four-layer convolutional neural network", w
 not give the sizes of its layers. The sizes used here resemble those in the authors' code for CIFAR-10 of that time:
 three convolutions of 5 x 5, each followed by pooling of 3 x 3 at stride 2, and a linear layer.
 
-Letters: B images in a batch, S side of the input, D dimension of the features, C classes.
+Shape letters: B images in a batch, S side of the input, D dimension of the features, C classes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Networks of torchvision as ONNX graphs in the cache, from where they run without torch.
+"""Runs networks of torchvision without torch, from ONNX graphs in the cache.
 
 `simsearch.models.torch.export` writes each graph once, to a folder of the cache. The folder's name depends on the
 network and on the versions of torch and torchvision, which determine the official weights.

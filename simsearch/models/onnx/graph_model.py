@@ -62,8 +62,8 @@ class GraphModel:
     name, weights_sha256, recipe: as in `Model`.
     graph: the path of the ONNX file. session: an `onnxruntime.InferenceSession` of it.
     taken: the form in which the graph takes images.
-    output: the name of the graph's output that has the features. Its shape is (B, D) or, for maps, (B, C, H, W). Maps
-    are averaged over H and W.
+    output: the name of the graph's output that has the features. The output's shape is (B, D) or, for maps,
+    (B, C, H, W). Maps are averaged over H and W.
     few: True if the session was opened for a few images only (see `open_session`).
     dimension: D, the number of features of an image; if None, it is found by computing one image.
     """
@@ -90,7 +90,7 @@ class GraphModel:
             side = recipe.crop
             dimension = self._run(np.full((1, side, side, 3), 128, np.uint8)).shape[1]
         if not 0 < dimension <= LARGEST_DIMENSION:
-            raise WeightsError(f"{name} gives {dimension:,} features; up to {LARGEST_DIMENSION:,} can be stored")
+            raise WeightsError(f"{name} gives {dimension:,} features per image; the limit is {LARGEST_DIMENSION:,}")
         self.dimension = dimension
 
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -107,10 +107,10 @@ class GraphModel:
         return rows
 
     def _run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Computes one batch.
+        """Returns the features of one batch.
 
-        If the graph takes a fixed number of images, a smaller batch is filled up with copies of its last image. Their
-        features are not returned.
+        If the graph takes a fixed number of images, a smaller batch is filled up with copies of its last image. The
+        features of these copies are not returned.
         """
         count = len(pixels)
         if self.taken.batch:
@@ -122,7 +122,7 @@ class GraphModel:
         if not isinstance(found, np.ndarray) or found.ndim not in {2, 4} or found.dtype.kind != "f":
             shape = getattr(found, "shape", "no array")
             raise WeightsError(
-                f"{self.name}: the output {self.output!r} is {shape}; features are (B, D) or (B, C, H, W)",
+                f"{self.name}: the output {self.output!r} is {shape}, not floats (batch, D) or (batch, C, H, W)",
                 hint='set "output" in the .json file to the name of another output',
             )
         rows = found.astype(np.float32)

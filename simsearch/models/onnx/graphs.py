@@ -1,4 +1,4 @@
-"""The networks as ONNX graphs, built without torch, for ONNX Runtime on the CPU.
+"""Builds the networks of simsearch as ONNX graphs, without torch, for ONNX Runtime on the CPU.
 
 The functions `alexnet`, `lenet5` and `convnet4` return the torch network of the same name as a graph. The graph begins
 with the recipe's normalisation. The graph's input is `pixels` (B, S, S, 3) uint8; its outputs are `features` (B, D)
@@ -42,7 +42,7 @@ _IR_VERSION = 8
 
 
 Locations = Mapping[str, TensorLocation]
-"""The location of each tensor in the file of weights, by the name of the tensor."""
+"""A mapping from the name of each tensor to its location in the file of weights."""
 
 
 class Graph:
@@ -66,7 +66,7 @@ class Graph:
 
         operator: the name of the node's ONNX operator. constants: the names of the node's other inputs.
         output: the name of the node's output; by default a new name.
-        domain: the domain of the operator; empty for ONNX's own operators. attributes: of the operator.
+        domain: the domain of the operator; empty for ONNX's own operators. attributes: the operator's attributes.
         """
         output = output or f"x{len(self.nodes)}"
         fields = [text_field(1, name) for name in (self.last, *constants)]
@@ -87,8 +87,8 @@ class Graph:
     def weight(self, name: str, kind: type = np.float32) -> str:
         """Adds a reference to a tensor in the file of weights, and returns the tensor's name.
 
-        kind: the NumPy type of the tensor.
         The tensor stays outside the graph, so that ONNX Runtime can map it from the file into memory.
+        kind: the NumPy type of the tensor.
         """
         shape, first, size = self.tensors[name]
         entries = {"location": self.weights_file, "offset": str(first), "length": str(size)}
@@ -106,7 +106,7 @@ class Graph:
         """Returns the finished graph as the content of an ONNX file (a ModelProto).
 
         side: width and height of the input, in pixels.
-        outputs: the outputs' shapes by name, without the batch dimension; for a vector, only its length.
+        outputs: maps the name of each output to its shape without the batch dimension, or to its length for a vector.
         """
         graph = b"".join(message_field(1, node) for node in self.nodes) + text_field(2, self.name)
         graph += b"".join(message_field(5, tensor) for tensor in self.initializers)

@@ -54,15 +54,16 @@ _LAYERS = {
     "hidden.1": ("relu5", False, None),
     "hidden.4": ("fc6", False, None),
 }
-"""For each quantized layer: the point that it reads, True if it has groups, and the point that it writes.
+"""For each quantized layer: the point of its input, True if it has groups, and the point of its output.
 
-Instead of a point to write, a layer with float32 output has None.
+If the output of a layer is float32, None stands in place of the second point.
 """
 
 _MIGRATION = 0.75
 """Exponent of the activations in the factors of channels, from 0 to 1 (the "migration strength" of Xiao et al.).
 
-The larger it is, the more equal are the channels of activations, and the less equal are those of weights.
+The larger it is, the more similar are the largest activations of the channels after the division, and the less similar
+are the largest weights.
 """
 
 _BLOCK = 1 << 17
@@ -84,7 +85,7 @@ class Layer(NamedTuple):
 class Point(NamedTuple):
     """The quantization of activations at one point of the network (see `POINTS`).
 
-    factor: (I,) float32, by which the channels are divided.
+    factor: (I,) float32, the divisor of each channel.
     step: the difference between two adjacent 8-bit values, after the division.
     """
 
@@ -93,7 +94,11 @@ class Point(NamedTuple):
 
 
 class QuantizedNetwork(NamedTuple):
-    """The quantized layers of the network by name, and the quantization of activations by point (see `POINTS`)."""
+    """A network in 8-bit integers.
+
+    layers: maps the name of each quantized layer to the layer.
+    points: maps each of `POINTS` to the quantization of the activations there.
+    """
 
     layers: dict[str, Layer]
     points: dict[str, Point]
@@ -102,16 +107,16 @@ class QuantizedNetwork(NamedTuple):
 def quantize(config: AlexNetConfig, tensors: Mapping[str, Floats], ranges: Mapping[str, Floats]) -> QuantizedNetwork:
     """Quantizes the weights of a network, and chooses the quantization of its activations.
 
-    tensors: the float32 parameters of the network by name.
+    tensors: maps the name of each parameter of the network to its float32 values.
     ranges: for each point, the largest activation of each channel on training images, (I,), or (1,) for fc6.
     Raises WeightsError if ranges are missing or do not fit the network.
     """
     if missing := [name for name in POINTS if name not in ranges]:
-        raise WeightsError(f"the ranges of {missing[0]} are missing")
+        raise WeightsError(f"the activation ranges of {missing[0]} are missing")
     channels = (*config.channels[:2], *config.channels[1:], 1)
     for point, count in zip(POINTS, channels, strict=True):
         if len(ranges[point]) != count:
-            raise WeightsError(f"{point} has {count} channels, but there are {len(ranges[point])} ranges")
+            raise WeightsError(f"the point {point} has {count} channels, but there are {len(ranges[point])} ranges")
     layers, points = {}, {"relu2": _point(ranges["relu2"], None)}
     for name, (point, grouped, _) in _LAYERS.items():
         groups = config.groups if grouped else 1
@@ -149,7 +154,7 @@ def _point(largest: Floats, weights: Floats | None) -> Point:
 def _steps(rows: Floats) -> Floats:
     """Returns the best step for each row of weights (O, n): (O,) float32.
 
-    The best step gives the smallest squared error when the row is rounded to whole steps from -127 to 127.
+    The best step gives the smallest squared error when the row is rounded to n * step, n from -127 to 127.
     """
     blocks = np.array_split(rows, min(len(rows), 1 + rows.size // _BLOCK))
     return np.concatenate([_steps_of(block) for block in blocks])
@@ -221,7 +226,8 @@ class _GraphBuilder:
     def normalisation(self, channels: int, side: int) -> None:
         """Adds the normalisation of `graphs.normalisation`, computed by average pooling over channels.
 
-        This is faster in the quantized network. channels, side: of the input.
+        This is faster in the quantized network.
+        channels: the number of channels of the input. side: its width and height.
         """
         graph = self.graph
         x, last = graph.last, f"{graph.last}.norm"

@@ -1,6 +1,7 @@
 """Calibrates int8: measures the ranges of activations, and the agreement of int8 features with float32 features.
 
-The ranges are the largest activations on images. `simsearch.models.onnx.int8` needs them to compute in 8-bit integers.
+The range of a channel is its largest activation on some images. `simsearch.models.onnx.int8` needs the ranges to
+compute in 8-bit integers.
 """
 
 from __future__ import annotations
@@ -72,17 +73,16 @@ def calibrate(
 ) -> Agreement:
     """Measures the ranges of activations and the agreement of int8 with float32, and writes both into a weights file.
 
-    Returns the agreement.
+    Returns the agreement. The tensors do not change. The file's SHA-256 changes, but existing indexes still accept the
+    file, because its SHA-256 without the ranges is compared, too.
     file: the path of the weights file. sources: images like those that the model was trained on.
     progress: called with the number of images done and the number of all images.
-    The tensors do not change. The file's SHA-256 changes, but existing indexes still accept the file, because its
-    SHA-256 without the ranges is compared, too.
     Raises UsageError if the file cannot be calibrated or has ranges already, or if there are fewer than `MIN_IMAGES`
     images.
     """
     if file in registry.BUILTIN:
         raise UsageError(
-            f"{file} is a built-in model and comes with its ranges",
+            f"{file} is a built-in model, which comes with its ranges of activations",
             hint="only a weights file of your own can be calibrated",
         )
     found = registry.find_weights(file)
@@ -157,7 +157,7 @@ def agreement(reference: NDArray[np.float32], features: NDArray[np.float32]) -> 
 
 
 def nearest_rows(features: NDArray[np.float32], k: int = 6) -> NDArray[np.int64]:
-    """Returns the k nearest neighbours of each row of features (n, D) among the other rows, unordered: (n, k)."""
+    """Returns, for each row of features (n, D), the numbers of the k nearest other rows, unordered: (n, k)."""
     x = float16.to_float16(features).astype(np.float32)
     squares = squared_norms(x)
     found = []
@@ -171,7 +171,7 @@ def nearest_rows(features: NDArray[np.float32], k: int = 6) -> NDArray[np.int64]
 def load_pixels(
     recipe: Preprocessing, sources: Sequence[str], progress: Callable[[int, int], None]
 ) -> NDArray[np.uint8]:
-    """Decodes and preprocesses up to `MAX_IMAGES` images, evenly spaced in the sources: (n, S, S, 3) uint8.
+    """Decodes and preprocesses up to `MAX_IMAGES` images, evenly spaced in the list of all images: (n, S, S, 3) uint8.
 
     progress: called with the number of images done and the number of all images.
     Raises UsageError if fewer than `MIN_IMAGES` can be decoded.
@@ -195,5 +195,5 @@ def load_pixels(
     for source in opened:
         source.close()
     if len(kept) < MIN_IMAGES:
-        raise UsageError(f"{len(kept)} images are too few to measure ranges on", hint=f"{MIN_IMAGES} or more")
+        raise UsageError(f"{len(kept)} images are too few to measure ranges on", hint=f"use {MIN_IMAGES} or more")
     return np.stack(kept)

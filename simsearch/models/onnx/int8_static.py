@@ -31,7 +31,7 @@ _BATCH = 16
 """Number of images computed at once."""
 
 _RANGES = 256
-"""Largest number of images whose activations are measured; the quantizer keeps statistics of each image."""
+"""Largest number of images whose activations are measured; the quantizer keeps statistics of each image in memory."""
 
 
 def is_file(name: str) -> bool:
@@ -44,12 +44,11 @@ def calibrate(
 ) -> tuple[Agreement, Path]:
     """Writes an 8-bit copy of a network, if the features of the copy agree with those of the network.
 
-    Returns the agreement, and the path of the copy.
+    Returns the agreement, and the path of the copy. Half of the images are used for the ranges, the other half for the
+    agreement. If the agreement (`top6`) is below `ENOUGH`, nothing is written.
     name: `torchvision/<name>` or the path of an .onnx file. The copy is called `<name>-int8.onnx`. It is written to the
     current folder for a network of torchvision, otherwise to the folder of the file.
     sources, progress: as for `int8_calibration.calibrate`.
-    Half of the images are used for the ranges, the other half for the agreement. If the agreement (`top6`) is below
-    `ENOUGH`, nothing is written.
     Raises UsageError if there are too few images, if the copy exists already, or if the network does not run in ONNX
     Runtime; MissingExtraError without the package `onnx`; and WeightsError if the network cannot be quantized.
     """

@@ -11,7 +11,7 @@ All keys are optional; the values shown are the defaults, except for the names:
       "scale": 255,                     // divisor of the pixels, 0 to 255, before mean and std
       "interpolation": "bilinear",      // or bicubic, lanczos
       "colour": "RGB",                  // or BGR: order of the channels, of the mean and of the std
-      "input": "x", "output": "features"  // names; required only if there are several
+      "input": "x", "output": "features"  // names; "output" is required if there are several outputs
     }
 
 An input of uint8 takes the pixels as they are, without mean, std and scale.
@@ -53,7 +53,7 @@ _TYPES: dict[str, type[np.generic]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """The content of the `.json` file, as the module's docstring describes it; None for a key that is left out."""
+    """The content of the `.json` file (see the module's docstring); a key that is left out has the default below."""
 
     size: int | None = None
     crop: int | None = None
@@ -70,7 +70,7 @@ class Settings:
 class OnnxFile:
     """The content of an `.onnx` file and its settings.
 
-    sha256: of the content and the settings together, since both determine the features.
+    sha256: the SHA-256 of the content and the settings together, since both determine the features.
     """
 
     path: Path
@@ -196,9 +196,9 @@ def _chosen(file: OnnxFile, key: str, found: Sequence[Any]) -> Any:
 
 
 def _input_of(file: OnnxFile, entered: Any) -> tuple[GraphInput, int | None]:
-    """Returns the form of the network's input, and the side of its images; None if any side is possible.
+    """Returns the form of the network's input, and the side of the images in pixels (None if any side is possible).
 
-    entered: the input, as ONNX Runtime describes it. Raises WeightsError if it is not for square images.
+    entered: the input, as ONNX Runtime describes it. Raises WeightsError if the input does not take square images.
     """
     shape = list(entered.shape or ())
     sizes = [size if isinstance(size, int) else None for size in shape]
@@ -224,7 +224,7 @@ def recipe_of(file: OnnxFile, side: int | None, raw: bool) -> Preprocessing:
     settings, place = file.settings, file.path.with_suffix(".json")
     crop = settings.crop or side or 224
     if side is not None and crop != side:
-        raise WeightsError(f"{place}: crop is {crop}, but the network takes {side} pixels")
+        raise WeightsError(f"{place}: crop is {crop}, but the side of the network's input is {side} pixels")
     if crop > LARGEST_SIDE:
         raise WeightsError(f"{file.path} takes images of side {crop}; the largest permitted is {LARGEST_SIDE} pixels")
     if raw and (settings.mean or settings.std or settings.scale):

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LAYERS: dict[str, tuple[str, ...]] = {"alexnet": ("features", "fc6", "conv5")}
-"""The layers that a network can output, by architecture; other architectures output "features" only."""
+"""For each architecture, the layers that its network can output; other architectures output "features" only."""
 
 MAX_LANES = 8
 """Largest number of threads that compute at once; each needs memory for the activations of a batch."""

@@ -1,8 +1,8 @@
 """CUDA graphs: records the forward pass for input shapes that occur repeatedly, and replays the recording.
 
 A replay starts the dozens of kernels of a forward pass with one call, which saves time in small batches such as a query
-of one image. Inputs of a shape without a recording are computed in the ordinary way. If recording fails, or if a replay
-gives another result, no more shapes are recorded on this CUDA stream.
+of one image. Inputs of a shape without a recording are computed in the ordinary way. If recording fails, or if the
+result of a replay differs from the ordinary result, no more shapes are recorded on this CUDA stream.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def empty_cache() -> None:
 
 
 class CudaGraphCache:
-    """The recordings on one CUDA stream, by function and shape of the input. Not thread-safe."""
+    """The recordings on one CUDA stream, at most one for each function and shape of its input. Not thread-safe."""
 
     def __init__(self, capture: Capture = capture) -> None:
         self._capture = capture

@@ -85,7 +85,7 @@ def export(name: str, folder: Path) -> None:
 
 
 def _write(network: nn.Module, side: int, path: Path) -> None:
-    """Exports a network as an ONNX file that takes any number of images. side: of the images, in pixels."""
+    """Exports a network as an ONNX file that takes any number of images. side: the side of the images, in pixels."""
     pixels = torch.zeros((2, side, side, 3), dtype=torch.uint8)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the exporter cannot convert the fast path

@@ -46,7 +46,7 @@ GROUP_PIXELS = 1 << 27
 """Largest total number of pixels of images that are decoded at once."""
 
 MAX_REDUCTION = 23
-"""An image is scaled down in one step by less than twice this factor.
+"""An image that shrinks by less than twice this factor is scaled down in a single step (see `scaled_centre`).
 
 Bicubic filters for a factor of 47 are too large for the shared memory of a GPU's blocks.
 """
@@ -76,7 +76,7 @@ class GpuJpeg(NamedTuple):
 
 
 def header(data: bytes) -> Header | None:
-    """Reads the header of a JPEG; returns None if decoders may read the file in different ways, or if it is too large.
+    """Reads the header of a JPEG; returns None if decoders might disagree about the file, or if it is too large.
 
     All decoders read a file in the same way if it is complete, has 8 bits per channel, stores grey levels or YCbCr, has
     the colours of sRGB, and contains only one image. For other files, such as those in RGB or CMYK, returns None.
@@ -100,9 +100,9 @@ def header(data: bytes) -> Header | None:
 def scaled_centre(picture: torch.Tensor, recipe: Preprocessing, orientation: int = 1) -> torch.Tensor:
     """Scales and crops an image as `Preprocessing.pixels` does, up to rounding: (3, H, W) uint8 -> (S, S, 3) uint8.
 
-    picture: as stored, not yet upright. orientation: its EXIF orientation, 1 to 8.
     An image that shrinks by a factor of twice `MAX_REDUCTION` or more is reduced in two steps, since the filters for
-    a single step would be too large for a GPU. The first step averages squares of pixels.
+    a single step would be too large for a GPU. The first step averages square blocks of pixels.
+    picture: as stored, not yet upright. orientation: its EXIF orientation, 1 to 8.
     """
     import torch.nn.functional as F
 
@@ -180,7 +180,7 @@ class JpegDecoder:
     def _decode_group(self, group: list[GpuJpeg]) -> list[torch.Tensor | None]:
         """Decodes files at once, to (S, S, 3) uint8 on the device; None for a file that cannot be decoded.
 
-        If that fails, each half of the group is tried: the cause may be one damaged file or too little memory.
+        If the group cannot be decoded at once, each half is tried: one file may be damaged, or the memory too small.
         """
         with contextlib.suppress(Exception):  # libraries may raise anything for hostile bytes
             return self._decode_at_once(group)

@@ -229,7 +229,7 @@ class TorchRunner:
 def _dtype(function: Any) -> torch.dtype:
     """Returns the dtype of a network's weights.
 
-    function: the network, one of its methods, or `_Layers` of it. Other functions give float32.
+    function: the network, one of its methods, or `_Layers` of it. For other functions, returns float32.
     """
     network = getattr(function, "__self__", getattr(function, "network", function))
     first = next(iter(network.parameters()), None) if isinstance(network, nn.Module) else None

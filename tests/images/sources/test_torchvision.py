@@ -147,7 +147,7 @@ def test_data_set_of_something_else_is_refused(dataset: Callable[[type], None], 
     dataset(Other)
     with pytest.raises(UsageError, match=r"torchvision/CIFAR10 does not hold single images"):
         resolve.resolve("torchvision/CIFAR10").listing()
-    with pytest.raises(UsageError, match="FakeData is not a data set that is kept in files"):
+    with pytest.raises(UsageError, match="FakeData is not read from files"):
         resolve.resolve("torchvision/FakeData").listing()
 
 

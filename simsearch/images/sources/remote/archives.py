@@ -47,7 +47,7 @@ BLOCK_BYTES = 1 << 20
 """The list of a .zip file's members is read in parts of this size."""
 
 LOCAL_HEADER = 30
-"""Bytes of a member's header in a .zip file, before its name."""
+"""Number of bytes in a member's header in a .zip file, up to the member's name."""
 
 LONGEST_HEADER = LOCAL_HEADER + 2 * 0xFFFF
 
@@ -69,13 +69,14 @@ class _RemoteArchive(RemoteStoreMixin, Source, Generic[A]):
     def _open(self) -> A:
         """Opens the archive.
 
-        Raises UsageError if it cannot be opened, and UnavailableError as `Store.read` does.
+        Raises UsageError if it cannot be opened, and UnavailableError if the server was not reached (see `Store.read`).
         """
 
     def _members(self) -> A:
-        """Returns the source that reads the archive's members; opens it at the first call.
+        """Returns the opened archive, as a source of its members; opens the archive at the first call.
 
-        Raises UsageError if the archive cannot be opened, and UnavailableError as `Store.read` does.
+        Raises UsageError if the archive cannot be opened, and UnavailableError if the server was not reached (see
+        `Store.read`).
         """
         with self._opening:
             if self._archive is None:
@@ -113,7 +114,7 @@ class _RemoteArchive(RemoteStoreMixin, Source, Generic[A]):
     def copy(self) -> IO[bytes]:
         """Copies the archive into a temporary file, and returns the file.
 
-        Raises UsageError if it cannot be copied, and UnavailableError as `Store.read` does.
+        Raises UsageError if it cannot be copied, and UnavailableError if the server was not reached (see `Store.read`).
         """
         try:
             return self._opened(self._folder).spool(self._name, self.facts().size or 0)

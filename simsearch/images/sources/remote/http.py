@@ -175,7 +175,7 @@ class HttpStore(Store):
         except TimeoutError as error:
             raise TransientError(f"{self.server()} took too long", connection=True) from error
         except (aiohttp.ClientConnectorCertificateError, aiohttp.InvalidURL) as error:
-            raise DeniedError(f"{self.server()}: {type(error).__name__}") from error
+            raise DeniedError(f"the connection to {self.server()} failed: {type(error).__name__}") from error
         except (aiohttp.ClientConnectionError, ConnectionError) as error:
             raise TransientError(f"no answer from {self.server()}", connection=True) from error
         except aiohttp.ClientError as error:

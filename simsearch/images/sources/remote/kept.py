@@ -57,7 +57,7 @@ class KeptObjects:
         return found
 
     def forget(self, places: Iterable[Place]) -> None:
-        """Deletes kept objects. Call it once their features or failures have been committed to the index."""
+        """Deletes kept objects. Call it after their features or failures have been committed to the index."""
         for place in places:
             path = self._path(place)
             with contextlib.suppress(OSError):

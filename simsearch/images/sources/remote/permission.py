@@ -1,8 +1,8 @@
 """Permission to read a remote source that an index names.
 
 An index may come from a stranger, and reading `s3://bucket/key` signs a request with the user's credentials. So an
-address in an index is not read without the user's permission. Naming an address as a source permits it and everything
-below it. `SIMSEARCH_REMOTE=1` and `serve --remote` permit all addresses.
+address in an index is not read without the user's permission. A user who names an address as a source permits reading
+it and everything below it. `SIMSEARCH_REMOTE=1` and `serve --remote` permit all addresses.
 
 The addresses that a user has named are recorded in the user's cache folder, not in the index: one file for each
 address, named by the SHA-256 of the address.

@@ -22,14 +22,14 @@ class PublicWebStore(Store):
         return urlsplit(self.root).netloc
 
     def _objects(self, within: str) -> Iterator[RemoteObject]:
-        raise DeniedError("you have not named this web server to `build` on this machine")
+        raise DeniedError("no build on this machine has named this web server")
 
     def _info(self, path: str) -> RemoteObject:
         return RemoteObject(path, None, "")
 
     def _read(self, path: str, start: int | None, end: int | None, most: int) -> bytes:
         if start is not None:
-            raise DeniedError("archives are only read from web servers that you have named to `build`")
+            raise DeniedError("archives are only read from web servers that a build on this machine has named")
         if has_odd_parts(path):
             raise MissingError
         try:

@@ -32,7 +32,7 @@ STORES: dict[str, Callable[..., Store]] = {
     "https": lambda root, **options: http.HttpStore(root, **options),
     "http": lambda root, **options: http.HttpStore(root, **options),
 }
-"""Functions that make a store from an address, by the address's scheme."""
+"""Maps the scheme of an address to the function that makes a store from the address."""
 
 
 def open_store(root: str, *, public_only: bool = False, quick: bool = False) -> Store:
@@ -129,7 +129,7 @@ class RemoteSource(RemoteStoreMixin, Source):
     def _ask_for(self, paths: Sequence[str], found: Listing) -> bool:
         """Adds an entry to `found` for each of `paths` that exists, after asking the server for its size and identity.
 
-        If a request fails, the entry has the reason as its `problem`. Returns True if `found` then has entries.
+        If a request fails, the entry has the reason as its `problem`. Returns True if `found` has entries afterwards.
         """
         for path, item in zip(paths, self._infos(paths), strict=True):
             if isinstance(item, str):

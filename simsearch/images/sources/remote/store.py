@@ -1,8 +1,8 @@
 """Lists and reads the objects of a server, and repeats requests after temporary errors.
 
 Each scheme has a subclass of `Store`: `s3.S3Store`, `gcs.GcsStore`, `http.HttpStore`. The subclasses turn the errors of
-their libraries into the exceptions below. This module then repeats the request, gives up the object, or gives up the
-build.
+their libraries into the exceptions below. This module then repeats the request, raises an ImageError for this object
+only, or raises an error that ends the build.
 """
 
 from __future__ import annotations
