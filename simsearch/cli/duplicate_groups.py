@@ -18,9 +18,10 @@ Groups = list[list[near.Member]]
 
 
 def summary(groups: Groups, limit: Threshold) -> str:
-    """Returns the lines below the groups: the number of groups, and the largest distance of near-identical images.
+    """Returns the text to print below the groups: their number, and the largest distance between near-identical images.
 
-    A second line tells how many of 100 changed copies of each kind are found. It is left out if this was not measured.
+    A second line gives, for each kind of change (such as a crop), the percentage of copies with this change that are
+    found. It is left out if this was not measured.
     limit: the threshold with which the groups were found.
     """
     apart = f"at most {limit.farthest:.4g}"
@@ -37,7 +38,7 @@ def summary(groups: Groups, limit: Threshold) -> str:
     if not limit.copies:
         return found
     shares = "; ".join(f"{_name_of_change(name)}: {100 * share:.0f}" for name, share in limit.copies.items())
-    return f"{found}\nof 100 changed copies of each kind, it finds: {shares}"
+    return f"{found}\npercentage of changed copies found: {shares}"
 
 
 def _name_of_change(name: str) -> str:

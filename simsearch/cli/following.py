@@ -26,7 +26,10 @@ else:  # `--help` does not need it
     sync = LazyModule("simsearch.indexing.sync")
 
 STOPPING = 5.0
-"""Seconds to wait for a running update when a service ends. The next update completes an interrupted update."""
+"""Seconds to wait for a running update when a service ends.
+
+An update that takes longer may be cut off; the next update completes it.
+"""
 
 check_available = watch.check_available
 

@@ -95,7 +95,8 @@ def _limit(name: str, default: int, unit: str, text: str) -> Callable[[Command],
 @click.option(
     "--remote",
     is_flag=True,
-    help="Read all remote sources of the indexes, even those that you have never given as a SOURCE on this machine.",
+    help="Permit reading all remote sources of the indexes. Without this option, only those are read that you have"
+    " given to a command as a SOURCE on this machine.",
 )
 @click.option("--watch", is_flag=True, help="While serving, watch the indexes' sources and index all changes.")
 @click.option("--allow-urls", is_flag=True, help="Allow searches by http(s) URL; public addresses only.")

@@ -6,7 +6,7 @@ tells them to use a single core. This setting applies only to the thread that fo
 later, FAISS and PyTorch use all cores. A child never closes objects that belong to its parent.
 
 A lock that another thread holds during a fork stays locked in the child for ever, and SQLite has such locks. A fork
-therefore waits until no other thread is in a `postponed` block, but at most `PATIENCE` seconds.
+therefore waits until no other thread is in a `with postponed():` block, but at most `PATIENCE` seconds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PATIENCE = 1.0
 
 _turn = threading.Condition()
 _at_work: Counter[int] = Counter()
-"""For each thread's identifier: the number of `postponed` blocks that the thread is in."""
+"""For each thread's identifier: how many nested `with postponed():` blocks the thread is in."""
 _forks = 0
 """The number of threads that are about to fork."""
 

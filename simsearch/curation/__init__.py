@@ -1,5 +1,5 @@
-"""Finds outliers, wrong labels and images that another index also has, spreads labels, chooses diverse items, and
-draws maps.
+"""Finds outliers, wrongly labelled items, and images that are also in another index; spreads labels to unlabelled
+items; chooses diverse items; draws maps.
 
 `cleanup` moves, trashes or hard-links duplicates.
 """

@@ -52,9 +52,9 @@ def suspicious_labels(
 
 
 def label_numbers(labels: NDArray[Any]) -> tuple[list[str], NDArray[np.int64]]:
-    """Returns the distinct labels, sorted, and the number of each item's label: its position in that list, -1 for None.
+    """Returns the distinct labels, sorted, and the position of each item's label in that list, -1 for None.
 
-    labels: (n,) texts or None. The numbers are (n,) int64. Raises UsageError if there are fewer than two distinct
+    labels: (n,) texts or None. The positions are (n,) int64. Raises UsageError if there are fewer than two distinct
     labels.
     """
     names = sorted({label for label in labels.tolist() if label is not None})
@@ -67,7 +67,8 @@ def label_numbers(labels: NDArray[Any]) -> tuple[list[str], NDArray[np.int64]]:
 def label_probabilities(graph: Graph, given: NDArray[np.int64], count: int) -> NDArray[np.float64]:
     """Returns the probability of each label for each item, estimated from the item's neighbours: (n, count) float64.
 
-    given: (n,) the number of each item's label, -1 for none. count: the number of labels.
+    given: (n,) the position of each item's label in the list of distinct labels, -1 for no label.
+    count: the number of distinct labels.
     The row of an item is zero if none of its neighbours has a label.
     """
     n, k = graph.places.shape
@@ -87,7 +88,8 @@ def find_issues(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Returns a suggested label and a margin for each item, (n,) each, by the rule of confident learning.
 
-    probable: (n, count), from `label_probabilities`. given: (n,) the number of each item's own label, -1 for none.
+    Labels are given as positions in the list of distinct labels.
+    probable: (n, count), from `label_probabilities`. given: (n,) each item's own label, -1 for no label.
     The margin is the probability of the suggested label minus that of the item's own label. Both results are -1 if the
     item has no label or its label is not suspicious.
     """

@@ -43,7 +43,7 @@ _ROUNDING = 1e-5  # error of squared distances in float32, as a fraction of the 
 _LAST = np.uint64(2**64 - 1)  # the key of a row that is left out; all other keys are smaller
 
 Values = dict[str, "NDArray[np.float64]"]
-"""Maps each measure's name to its values: (nq,), one for each query; NaN where the measure is undefined."""
+"""Maps the name of each measure to its values for the nq queries, an array (nq,); NaN where a value is undefined."""
 
 
 @dataclass(frozen=True)

@@ -116,10 +116,10 @@ def measure(
 def _lookup(
     base: NDArray[np.floating[Any]], squares: NDArray[np.float32], queries: NDArray[np.float32], rows: NDArray[np.int64]
 ) -> list[tuple[bool, float]]:
-    """Returns for each query True if no item is nearer than its original, and the distance to the original.
+    """Returns a pair for each query: True if no item is nearer than the original, and the distance to the original.
 
     base: (N, D) the features of all items. squares: (N,) their squared norms.
-    queries: (n, D) the features of changed pictures. rows: (n,) the row of each original in `base`.
+    queries: (n, D) the features of changed pictures. rows: (n,) the row of each query's original in `base`.
     A float32 matrix product excludes items that are certainly farther than the original; the others are measured in
     float64.
     """

@@ -82,10 +82,10 @@ def extract(
     known: SHA-256 digests of files whose features the caller has. Images with these digests are read and hashed, but no
     features are computed. The caller can add digests during the extraction. If several images have the same content,
     only the result of the first one has features.
-    batch_size: number of images computed at a time.
+    batch_size: number of images whose features are computed at a time.
     workers: number of threads; by default, the number of available cores.
-    Raises the exceptions of the iterator `tasks` and of the model. An image that cannot be read is a result, not an
-    exception.
+    Raises the exceptions of the iterator `tasks` and of the model. For an image that cannot be read, nothing is raised;
+    the reason is the `problem` of its result.
     """
     run = _ExtractionPipeline(model, tasks, known, batch_size, workers or available_cores())
     try:

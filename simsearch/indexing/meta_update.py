@@ -33,13 +33,15 @@ def refresh_meta(index: Index, measure: bool = True, engine: str | None = None) 
         if (meta.generation, meta.items) == (generation, items) and (known or items < 3):
             return
         distances, measured = meta.distances, meta.distances_of
+        fresh: list[float] = []
         grown = not 0.8 * measured <= items <= 1.25 * measured
         if items >= 2 and grown and (items >= similarity.ENOUGH or not distances or measured):
             live = reader.rows()
             sample = np.random.default_rng(0).choice(live, min(similarity.SAMPLE, len(live)), replace=False)
-            distances, measured = list(similarity.quantiles(reader.shards.read(np.sort(sample)))), items
+            fresh = list(similarity.quantiles(reader.shards.read(np.sort(sample))))
+            distances, measured = fresh, items
         if not known or items <= ALWAYS or _has_changed(known, items, rows):
-            scale = similarity.measure(FlatIndex(reader.shards, rows), reader.rows())
+            scale = similarity.measure(FlatIndex(reader.shards, rows), reader.rows(), fresh)
             known = {} if scale is None else {**scale.to_dict(), "items": items, "rows": rows}
         search = meta.search
         if search["kind"] != "exact":

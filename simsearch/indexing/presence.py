@@ -118,8 +118,9 @@ def _absence_in_folder(full: str, path: str, row: SourceRow, root: str) -> str:
 
 
 def _absence_in(full: str, row: SourceRow, root: str) -> str | None:
-    """Returns the reason why an image of an archive or table is not in the index; None if the source has no such image.
+    """Returns the reason why an image is not in the index, if its path belongs to an archive or table; otherwise None.
 
+    The path belongs to the archive or table if it is inside (`photos.zip!/cat.jpg`) or listed there.
     full: the absolute path of the image. row, root: the record and the current location of the archive or table.
     """
     inside = full.startswith(root + SEPARATOR)

@@ -312,7 +312,7 @@ def _forget_gone_sources(index: Index) -> None:
 
 
 def _register(index: Index, place: PlannedSource) -> int:
-    """Records a planned source with its current location, and returns its number."""
+    """Records a planned source in the index, with its current location, and returns the id of its record."""
     path = index.path.absolute()
     if place.row is not None and place.root != place.row.root:
         index.database.relocate(place.row.id, place.root, path)

@@ -45,10 +45,11 @@ class CompressedTensor(NamedTuple):
 def compress_tensor(weights: NDArray[np.float32], bits: int) -> CompressedTensor:
     """Compresses a tensor, whose non-zero weights are replaced by 2^bits - 1 shared values.
 
-    weights: of any shape; zeros count as pruned. bits: 1 to 8. Raises WeightsError for any other number of bits.
+    weights: of any shape; zeros count as pruned. bits: the number of bits of an index into the codebook, 1 to 8. Raises
+    WeightsError for any other number of bits.
     """
     if not 1 <= bits <= 8:
-        raise WeightsError(f"weights cannot be shared with {bits} bits, only with 1 to 8")
+        raise WeightsError(f"shared weights need indices of 1 to 8 bits, not {bits}")
     flat = np.ascontiguousarray(weights, dtype=np.float32).reshape(-1)
     places = np.flatnonzero(flat)
     values = flat[places]
@@ -86,9 +87,9 @@ def k_means(values: NDArray[np.float32], k: int, rounds: int = 30) -> NDArray[np
     """Returns the centres of one-dimensional k-means, (k,) float32, ascending.
 
     The initial centres are evenly spaced from the smallest value to the largest, so that some of them lie among the few
-    large weights, which matter most (Han et al., section 3.2). If there are no more than k distinct values, as after
-    training with shared weights, these values are the centres. The largest is then repeated, so that k are
-    returned.
+    large weights, which matter most (Han et al., section 3.2). If there are at most k distinct values (as after
+    training with shared weights), these values are the centres. If there are fewer than k, the largest is repeated
+    until there are k centres.
     """
     ordered = np.sort(values.astype(np.float64))
     if not len(ordered):

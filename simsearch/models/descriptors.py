@@ -214,7 +214,10 @@ class DescriptorModel:
 
 
 def find(name: str) -> Descriptor | None:
-    """Returns the descriptor with a name; None for the plain features, "fc7". Raises UsageError for an unknown name."""
+    """Returns the descriptor called `name`; None for "fc7", the plain features.
+
+    Raises UsageError for an unknown name.
+    """
     if name == REFERENCE:
         return None
     if name not in DESCRIPTORS:

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CATEGORIES, FIELDS = 1000, 12
-"""Largest number of categories of a metadata field, and largest number of metadata fields.
+"""Largest number of categories of a metadata field in a map, and largest number of metadata fields.
 
-Text fields with more categories are left out. If there are no labels, one more field is allowed.
+Text fields with more categories are left out; for fewer than 2,000 items, the limit is lower (`most` in `columns`).
+Labels take the place of a metadata field: without labels, a map can have FIELDS + 1 metadata fields.
 """
 
 NONE = 0xFFFF

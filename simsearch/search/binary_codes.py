@@ -73,7 +73,7 @@ class BinaryCodeIndex(AnnIndex):
 
 
 def load(folder: Folder, parameters: dict[str, Any], compactions: int) -> AnnIndex:
-    """Loads an approximate search of any kind: binary codes, or one of the kinds in `ann`.
+    """Loads the files of any kind of approximate search: binary codes, or one of the kinds in `ann`.
 
     parameters: those that `AnnIndex.save` returned.
     compactions: the number of compactions of the feature files so far.
@@ -164,9 +164,9 @@ def extend(folder: Folder, parameters: dict[str, Any], flat: FlatIndex) -> int:
 
 
 def renumber(index: Folder, parameters: dict[str, Any], live: NDArray[np.int64], old: int, new: int) -> None:
-    """Renumbers the rows of an approximate search of any kind for a compaction; see `ann_files.renumber`.
+    """Renumbers the rows in the files of any kind of approximate search for a compaction; see `ann_files.renumber`.
 
-    Does nothing if the index has no approximate search, or if its files cannot be read.
+    Does nothing if the index has no such files, or if they cannot be read.
     index: the index's folder.
     """
     with contextlib.suppress(*_UNREADABLE, SimsearchError):

@@ -91,16 +91,17 @@ class Scale:
         return cls(TYPICAL * median(table), median(table))
 
 
-def measure(flat: VectorSearch, live: NDArray[np.int64], seed: int = 0) -> Scale | None:
+def measure(flat: VectorSearch, live: NDArray[np.int64], table: Sequence[float] = (), seed: int = 0) -> Scale | None:
     """Measures the scale of an index: exactly if it has up to SAMPLE items, otherwise on a sample.
 
     flat: the exact search over all rows.
     live: (n,) the rows that belong to items, ascending.
+    table: `quantiles` of the present items, if known: then the distances of random pairs are not measured again.
     Returns None if there are fewer than three different items.
     """
     drawn = np.random.default_rng(seed).permutation(live)[:SAMPLE]
-    features = flat.read(np.sort(drawn))
-    scale = _of_pairs(features)
+    known = len(live) > SAMPLE and len(table) > 1 and table[0] < table[-1]  # so at least three items differ
+    scale = Scale(TYPICAL * median(table), median(table)) if known else _of_pairs(flat.read(np.sort(drawn)))
     if scale is None or len(live) <= SAMPLE:
         return scale
     count = min(QUERIES, max(FEWEST, CELLS // len(live)))

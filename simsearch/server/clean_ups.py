@@ -85,10 +85,10 @@ class CleanUps:
         self._stopped = False
 
     def prepare(self, engine: Engine) -> None:
-        """Checks that duplicates of an index can be moved to where the settings say, and makes the folder of journals.
+        """Checks that an index's duplicates can be moved to the folder in the settings, or to the trash if none is set.
 
-        Does nothing if clean-ups are not allowed. Raises UsageError if files cannot be moved there, or if journals
-        cannot be written.
+        Also creates the folder for journals. Does nothing if clean-ups are not allowed. Raises UsageError if files
+        cannot be moved there, or if journals cannot be written.
         """
         into = self._settings.move_to
         if self._settings.cleanup is None:

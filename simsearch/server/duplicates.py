@@ -42,7 +42,10 @@ _CHANGED = "the groups have changed since they were listed; list them again"
 
 @dataclass(frozen=True)
 class GroupsRequest:
-    """A request for a page of groups. after: `next` of the previous page. rule: chooses the item to keep."""
+    """A request for a page of at most `limit` groups. `rule` chooses the item to keep in each group.
+
+    after: the value of `next` on the previous page; None for the first page. distance: see `GroupFinder.find`.
+    """
 
     limit: int
     after: str | None
@@ -299,10 +302,7 @@ class Duplicates:
             raise ApiError(405, "cleanup_off", message, {"allow": allowed})
 
     def _known(self, served: ReloadableIndex, distance: float | None) -> Found:
-        """Returns the groups that are known for this largest distance; see `GroupFinder.known`.
-
-        Raises ApiError if the groups must be computed first.
-        """
+        """Returns the groups for `distance` (`GroupFinder.known`). Raises ApiError if they must be computed first."""
         found = self.service.finder.known(served, distance)
         if found is None:
             raise ApiError(409, "groups_changed", _CHANGED)

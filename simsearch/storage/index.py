@@ -130,7 +130,7 @@ class Index:
 
     @property
     def precision(self) -> str:
-        """The arithmetic that computed all features of the index: float32 or int8."""
+        """The number type in which all features of the index were computed: float32 or int8."""
         return registry.precision_of(self.meta.engine)
 
     @property

@@ -75,7 +75,7 @@ class TrainingSet:
         if len(self.pixels) != len(self.labels):
             raise SimsearchError(f"there are {len(self.pixels)} images, but {len(self.labels)} labels")
         if self.teacher is not None and len(self.teacher) != len(self.pixels):
-            raise SimsearchError(f"there are {len(self.pixels)} images, but teacher features of {len(self.teacher)}")
+            raise SimsearchError(f"there are {len(self.pixels)} images, but teacher features for {len(self.teacher)}")
 
     def __len__(self) -> int:
         return len(self.labels)

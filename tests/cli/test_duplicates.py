@@ -93,7 +93,7 @@ def test_summary_says_what_the_distances_are():
     measured = Threshold(3, {"JPEG 50": 0.906, "scaled to 75 %, JPEG 60": 1.0}, 6)
     assert duplicate_groups.summary(chain, measured).splitlines() == [
         "1 group of 3 items; each is at most 6 from another one of its group, and their pixels agree",
-        "of 100 changed copies of each kind, it finds: JPEG of quality 50: 91; scaled to 75 %, JPEG of quality 60: 100",
+        "percentage of changed copies found: JPEG of quality 50: 91; scaled to 75 %, JPEG of quality 60: 100",
     ]
     assert duplicate_groups.summary([], Threshold(5)) == "0 groups; no two images are at most 5 apart"
     assert "0 groups; no two images at most 6 apart have pixels that agree" in duplicate_groups.summary([], measured)

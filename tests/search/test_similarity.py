@@ -185,3 +185,16 @@ def test_measuring_reads_the_files(index: Path, colours: Colours) -> None:
         found = similarity.measure(FlatIndex(reader.shards, 24), reader.rows())
     assert found is not None
     assert replace(found) == Scale(engine.meta.similarity["nearest"], engine.meta.similarity["random"])
+
+
+def test_known_table_replaces_the_distances_of_random_pairs() -> None:
+    random = np.random.default_rng(4)
+    features = random.standard_normal((700, 16)).astype(np.float16)
+    reader = Rows(features)
+    table = similarity.quantiles(features)
+    alone, given = similarity.measure(reader, np.arange(700)), similarity.measure(reader, np.arange(700), table)
+    assert alone is not None and given is not None
+    assert given.nearest == alone.nearest
+    assert given.random == pytest.approx(similarity.median(table)) == pytest.approx(alone.random, rel=0.02)
+    two = np.repeat(features[:2], 350, axis=0)
+    assert similarity.measure(Rows(two), np.arange(700), similarity.quantiles(two)) is None

@@ -1,4 +1,7 @@
-"""Checks and closes the files of Milvus Lite, which runs in this process, and counts the clients of each file."""
+"""Checks files of Milvus Lite, counts the clients that have each file open, and closes a file after its last client.
+
+Milvus Lite is a database that runs inside this process.
+"""
 
 from __future__ import annotations
 
@@ -44,13 +47,13 @@ def check_file(file: Path, writing: bool) -> None:
 
 
 def acquire(file: Path) -> None:
-    """Adds one to the number of clients of a file."""
+    """Adds one to the number of clients that have a file open."""
     with _lock:
         _open_counts[file] = _open_counts.get(file, 0) + 1
 
 
 def release(file: Path) -> None:
-    """Subtracts one from the number of clients of a file, and closes the file if no client is left."""
+    """Subtracts one from the number of clients that have a file open, and closes the file if no client is left."""
     with _lock:
         _open_counts[file] -= 1
         if not _open_counts[file]:

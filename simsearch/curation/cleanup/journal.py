@@ -245,7 +245,7 @@ def _entry(values: dict[str, Any]) -> Entry:
     entry = Entry(**values)
     texts = entry.path, entry.to, entry.kept, entry.info, entry.into
     if not all(type(text) is str and "\0" not in text for text in texts):
-        raise ValueError(f"a path of action {entry.n} is not a text")
+        raise ValueError(f"a path of action {entry.n} is not a string, or contains a NUL character")
     if not all(type(number) is int for number in (entry.n, entry.mode, entry.stamp)) or entry.do not in ACTIONS:
         raise ValueError(f"`n`, `do`, `mode` or `stamp` of action {entry.n!r} is invalid")
     if not _TOKEN.fullmatch(entry.token) or not _DIGEST.fullmatch(entry.sha256):

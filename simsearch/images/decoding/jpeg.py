@@ -35,11 +35,11 @@ _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 class _Structure(NamedTuple):
     """The structure of a JPEG, from its markers.
 
-    complete: True if no whole scan is missing: the headers of the scans in the file announce all bits of all
-    coefficients. The end of the last scan may still be missing.
+    complete: True if the scans in the file, by their headers, together cover all bits of all coefficients. The data of
+    the last scan may still be cut off.
     units: number of minimum coded units (MCU), the blocks of the picture that are coded together.
     interval: units between two restart markers; 0 if there are no restart markers.
-    restart: the number, 0 to 7, of the restart marker that should come next.
+    restart: the number, 0 to 7, of the restart marker that would follow the last one in the file.
     """
 
     complete: bool

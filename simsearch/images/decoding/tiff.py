@@ -141,7 +141,8 @@ def is_camera_raw(file: IO[bytes]) -> bool:
 def opened_otherwise(file: IO[bytes]) -> Image.Image:
     """Decodes, with tifffile (extra `[tiff]`), a TIFF of a kind that Pillow cannot decode.
 
-    Raises ImageError if tifffile cannot decode it either; the message describes the file's values (see `_described`).
+    Raises ImageError if tifffile cannot decode it either; the message tells how the file stores its pixels (see
+    `_described`).
     """
     try:
         tags = _tags(file)
@@ -240,7 +241,7 @@ def _tags(file: IO[bytes]) -> Any:
 
 
 def _described(tags: Any) -> str:
-    """Describes how a TIFF keeps its values: "a TIFF of 3 x 32-bit floats"."""
+    """Describes how a TIFF stores its pixels: "a TIFF of 3 x 32-bit floats"."""
     bits, kind = tags.get(_BITS, (1,)), tags.get(_FORMAT, (1,))[0]
     samples = tags.get(_SAMPLES, len(bits))
     count = f"{samples} x " if samples > 1 else ""

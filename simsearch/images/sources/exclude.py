@@ -1,6 +1,6 @@
 """Patterns of images to leave out, by the rules of .gitignore: `cat/`, `*.gif`, `/raw`, `**/thumbs`, `!keep.png`.
 
-A pattern may also be a path into the source, either absolute or relative to the current folder.
+A pattern may also be the path of a file or folder in the source, either absolute or relative to the current folder.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Exclusion:
 def rooted(patterns: Sequence[str], root: str) -> list[str]:
     """Returns patterns as the lines of a .gitignore file in `root`.
 
-    A pattern may also be a path into `root`, absolute or relative to the current folder. For such a pattern, the result
-    has a line with the path relative to `root`.
+    A pattern may also be the path of a file or folder in `root`, absolute or relative to the current folder. For such a
+    pattern, the result has a line with the path relative to `root`.
     """
     lines = []
     for pattern in patterns:
@@ -73,9 +73,9 @@ def rooted(patterns: Sequence[str], root: str) -> list[str]:
 
 
 def _below(pattern: str, root: str) -> list[str]:
-    """Returns a list with the pattern relative to `root` if it is a path into `root`, otherwise an empty list.
+    """Returns a list with the pattern relative to `root` if it is the path of something in `root`, else an empty list.
 
-    The path may be absolute, or relative to the current folder.
+    The path may be absolute, or relative to the current folder. For the path of `root` itself, the list has "/**".
     """
     if "/" not in pattern.rstrip("/"):
         return []

@@ -1,4 +1,4 @@
-"""Reads files on web servers that are named by an index, not by the user. Only public IP addresses are accepted."""
+"""Reads files on web servers. Their URLs come from an index, not the user, so only public IP addresses are accepted."""
 
 from __future__ import annotations
 
