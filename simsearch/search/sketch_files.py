@@ -123,10 +123,16 @@ def load(index: Folder, facts: SketchFacts, dimension: int) -> Sketch:
     Raises IndexDamagedError, SimsearchError or OSError if files are missing or damaged.
     """
     bounds, folder = read_bounds(index, facts, dimension), structure_folder(index, facts.folder)
-    parts = list(pool().map(lambda first: _read(folder, facts, first), range(0, facts.rows, PART)))
     a, b = np.cumsum(facts.widths)
-    narrow, wide = (np.concatenate([part[:, span] for part in parts]) for span in (slice(0, a), slice(a, b)))
-    errors = np.concatenate([np.ascontiguousarray(part[:, b:]).view("<f4") for part in parts])
+    narrow, wide = (np.empty((facts.rows, width), np.uint8) for width in facts.widths)
+    errors = np.empty((facts.rows, 2), "<f4")
+
+    def read(first: int) -> None:
+        part = _read(folder, facts, first)
+        rows = slice(first, first + len(part))
+        narrow[rows], wide[rows], errors[rows].view(np.uint8)[...] = part[:, :a], part[:, a:b], part[:, b:]
+
+    list(pool().map(read, range(0, facts.rows, PART)))
     return Sketch(bounds, narrow, wide, errors, facts.wanted)
 
 

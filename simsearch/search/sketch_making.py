@@ -41,8 +41,12 @@ by searches for QUERIES other items.
 COMPONENTS = 255
 """Maximum number of principal components."""
 
-K = 10
-"""Number of neighbours in the searches for which the widths of the codes are chosen."""
+K, RANK = 10, 40
+"""Number of neighbours in the searches for which the widths of the codes are chosen.
+
+The distances for this are those of the RANK-th neighbours of items. Queries from outside the index have no copies or
+other takes of the same picture in it, so that their K-th neighbours are farther away than those of items.
+"""
 
 GROWN, REMADE, WORSE, ODD = 1.25, 4.0, 3.0, 0.01
 """Limits that decide when bounds are measured again and learned again.
@@ -53,11 +57,11 @@ WORSE: they are also learned again if the fraction of rows that a search reads h
 ODD: they are also learned again if a larger fraction of the rows than this is far outside the grid.
 """
 
-SCAN, NARROW, LISTED, WIDE, READ, ROW = 4e-11, 3e-11, 6e-7, 5e-10, 2e-9, 2e-6
+SCAN, CODE, NARROW, LISTED, WIDE, READ, ROW = 4e-11, 1e-9, 2.2e-11, 3e-7, 5e-10, 2e-9, 2e-6
 """Seconds that the steps of a search take, measured on two cores.
 
 They are only used to choose the widths of the codes. For this, only the ratios matter.
-SCAN: scanning the features, for each byte. NARROW: comparing narrow codes, for each byte.
+SCAN: scanning the features, for each byte. CODE, NARROW: comparing narrow codes, for each code and for each byte.
 LISTED: listing a row by its narrow code. WIDE: comparing wide codes, for each byte.
 READ, ROW: reading and measuring a row takes READ for each dimension, and ROW in addition.
 """
@@ -148,7 +152,8 @@ def _learn(flat: FlatIndex, live: NDArray[np.int64]) -> tuple[Bounds | None, int
     queries = queries[np.isfinite(queries).all(1)]
     if len(features) < size // 2 or not len(queries):
         return None, 0
-    truth = np.array([near.distances[K] for near in flat.scan(queries, K + 1, live)])  # the first is the query itself
+    rank = min(RANK, len(live) - 1)  # the first is the query itself
+    truth = np.array([near.distances[rank] for near in flat.scan(queries, rank + 1, live)])
     dimension = flat.shards.dimension
     found = pca.fit_pca(features, min(COMPONENTS, dimension - 1), iterations=1)
     mean, axes = found.mean, np.ascontiguousarray(found.axes.T)
@@ -173,7 +178,7 @@ def _learn(flat: FlatIndex, live: NDArray[np.int64]) -> tuple[Bounds | None, int
     best = min(times, key=lambda pair: times[pair])
     if times[best] >= SCAN * 2 * dimension * flat.rows:
         return None, 0
-    wanted = int(1.3 * flat.rows * np.quantile(shares[best[0]], 0.9)) + 64
+    wanted = int(flat.rows * np.quantile(shares[best[0]], 0.9)) + 64
     return Bounds(mean, axes, (grids[best[0]], grids[best[1]]), defect), wanted
 
 
@@ -184,7 +189,7 @@ def _shares(
 
     grid: the grid to which the codes are rounded (see `bounds`).
     rows, queries: the codes of a sample of rows, and of queries.
-    truth: (nq,) the distance from each query to its K-th neighbour.
+    truth: (nq,) the distance from each query to its RANK-th neighbour.
     """
     left = []
     for code, error, distance in zip(queries.codes, queries.errors, truth, strict=True):
@@ -199,7 +204,7 @@ def _seconds(rows: int, dimension: int, widths: tuple[int, int], narrow: float, 
     widths: the number of bytes of a narrow and of a wide code.
     narrow, wide: the fractions of rows that these codes do not exclude.
     """
-    listed = NARROW * widths[0] + narrow * (LISTED + WIDE * widths[1]) + wide * (ROW + READ * dimension)
+    listed = CODE + NARROW * widths[0] + narrow * (LISTED + WIDE * widths[1]) + wide * (ROW + READ * dimension)
     return rows * listed + NARROW * 4 * dimension * widths[1]
 
 
