@@ -44,7 +44,7 @@ COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "rotated by 2 degrees": lambda image: image.rotate(2, Image.Resampling.BICUBIC),
     "mirrored": ImageOps.mirror,
 }
-"""Maps the names of changes that make a near-identical copy of an image to their functions."""
+"""Maps names of changes to their functions. Each change makes a near-identical copy of an image."""
 
 
 def _shift(image: Image.Image, strength: float, random: Generator) -> Image.Image:

@@ -115,7 +115,8 @@ class Summary:
     to_read: number of images that are new or changed.
     skipped: number of files that were not taken as images, including those in `left_out`.
     left_out: for each reason, the number of files that are never read, such as videos.
-    unread: (folder, reason) of each folder that could not be listed.
+    unread: (path, reason) of each folder that could not be listed, and of each file for which the request to a web
+    server failed.
     missing_extras: for each reason that names a missing optional dependency, the number of images that failed.
     unmatched: patterns of `exclude` that match nothing.
     unlabelled: number of unchanged images that had a label and now have none.

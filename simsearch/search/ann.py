@@ -139,7 +139,7 @@ def _parameters(setting: AnnSettings, wanted: int, bits: NDArray[np.uint8] | Non
 
 
 _unfiltered = functools.lru_cache(64)(_parameters)
-"""Parameters that do not permit only some entries, from earlier searches: making them takes as long as using them."""
+"""The same as `_parameters` for searches without `bits`, but cached: making parameters takes as long as using them."""
 
 
 class AnnIndex:

@@ -97,8 +97,8 @@ def duplicate_groups(
     agree or, if a picture cannot be read, if they are at most the threshold's distance apart.
     progress: called with the number of items compared so far and the number of all items.
     exact: True to compare all pairs; False to accept missed links among more than `near_rows.EXACT` different items.
-    against: another index of the same model. Then only groups with items of both indexes are returned, in which the
-    other index's items come last. A file that is in both indexes counts as an item of the other index.
+    against: another index of the same model. Then only groups with items of both indexes are returned; the other
+    index's items come last, unless `keep` puts one first. A file in both indexes counts as an item of the other index.
     keep: the rule that chooses each group's first member; None for the lowest id.
     allowance: the limits for reading pictures; None for the default limits.
     Raises UsageError for an invalid distance.
@@ -228,8 +228,7 @@ def by_nearest(
     """Assigns each of `others` to the nearest of the kept members; returns a group for each kept member.
 
     A group begins with its kept member. The distances of the other members are set to those from the kept member.
-    limit: the threshold. If its `reach` is above 0, the pixels of each member are compared with those of its kept
-    member, to set `is_copy`. If it is 0, or without a limit, `is_copy` is None.
+    limit: if its `reach` is above 0, `is_copy` tells if the pixels agree with the kept member's; otherwise it is None.
     """
     with snapshots.reading() as reader:
         flat = snapshots.current(reader).flat

@@ -134,10 +134,10 @@ class IndexSearch:
 
     def _searcher(self, reader: ItemReader) -> Searcher:
         snapshot, structure = self.snapshots.current(reader), self.snapshots.structure(reader)
-        if self._median[0] is not self.index.meta:
-            self._median = self.index.meta, similarity.median(self.index.meta.distances)
-        scale = functools.partial(self.scale, reader)
-        return Searcher(reader, snapshot, reader.shards, scale, self._median[1], structure)
+        meta, known = self.index.meta, self._median
+        if known[0] is not meta:
+            known = self._median = meta, similarity.median(meta.distances)
+        return Searcher(reader, snapshot, reader.shards, functools.partial(self.scale, reader), known[1], structure)
 
     def scale(self, reader: ItemReader) -> Scale:
         """Returns the scale that turns distances into similarities.

@@ -14,6 +14,7 @@ Letters: nq queries, n rows, w bytes of a code.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from simsearch.common.lazy import LazyModule
+from simsearch.search.bounds import FARTHEST
 from simsearch.search.faiss_files import OneThread, pool
 
 if TYPE_CHECKING:
@@ -156,6 +158,19 @@ class NarrowCodes:
         stripes = np.searchsorted(edges, columns, side="right") - 1
         rows: NDArray[np.int64] = (columns - edges[stripes]) * self.stripes + stripes
         return rows
+
+
+def expected_rows(near: NDArray[np.float32], limit: float) -> int:
+    """Estimates the number of rows within the squared distance `limit`, and adds a quarter of this number as a margin.
+
+    Assumes that the number of rows within a distance grows like a power of it. Returns 0 if no estimate is possible.
+    near: (n,) the squared distances of the nearest rows.
+    """
+    middle, edge = float(np.partition(near, len(near) // 2)[len(near) // 2]), float(near.max())
+    if not 0 < middle < edge < limit < FARTHEST:
+        return 0
+    power = math.log(2) / math.log(edge / middle)
+    return int(min(1.25 * len(near) * math.exp(min(power * math.log(limit / edge), 20)), FARTHEST))
 
 
 def _faiss_index(codes: NDArray[np.uint8]) -> Any:

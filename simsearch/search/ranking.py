@@ -29,10 +29,10 @@ def relative_rounding(dimension: int) -> float:
 
 
 class _Scratch(threading.local):
-    """Memory for the intermediate results of `measured`, one for each thread: new arrays take as long as the sums."""
+    """Arrays for `measured` to use again, separate for each thread: making new ones would take as long as the sums."""
 
     LARGEST = 1 << 18
-    """More values than this, 64 rows at D = 4096, get new arrays."""
+    """Largest number of values in an array that is kept, 64 rows at D = 4096; for more, `get` returns new arrays."""
 
     def __init__(self) -> None:
         self._single, self._double = np.empty(0, np.float32), np.empty(0, np.float64)

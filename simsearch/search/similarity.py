@@ -108,7 +108,7 @@ def measure(flat: VectorSearch, live: NDArray[np.int64], table: Sequence[float] 
     queries = _sound(flat.read(drawn[:count])).astype(np.float32)
     found = flat.search(queries, NEIGHBOURS, None if len(live) == flat.rows else live)
     nearest = [float(near.distances[near.distances > 0][0]) for near in found if (near.distances > 0).any()]
-    return Scale(float(np.median(nearest)), scale.random) if nearest else scale
+    return Scale(float(np.median(nearest)), scale.random) if nearest else _of_pairs(flat.read(np.sort(drawn)))
 
 
 def estimate(features: FeatureReader, live: NDArray[np.int64], seed: int = 0) -> Scale | None:

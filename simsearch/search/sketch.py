@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from simsearch.search.bounds import FARTHEST, Bounds, Encoded, squares
+from simsearch.search.bounds import Bounds, Encoded, squares
 from simsearch.search.faiss_files import pool
-from simsearch.search.narrow_codes import EXCLUDED, NarrowCodes
+from simsearch.search.narrow_codes import EXCLUDED, NarrowCodes, expected_rows
 from simsearch.search.ranking import TINY, Neighbours, measured, relative_rounding
 from simsearch.search.row_buffer import ROWS, RowBuffers, within_rounding
 
@@ -214,7 +214,7 @@ class Sketch:
             if not short:
                 rows = rows[near <= limit]
                 return self._finish(query, rows, self._wide_squares(query, rows), known, task)
-            wanted = max(4 * wanted, _expected(near, limit) // self._narrow.stripes)
+            wanted = max(4 * wanted, expected_rows(near, limit) // self._narrow.stripes)
         return self._by_table(query, self._narrow.table(query.narrow[None], task.masks)[0], task, known)
 
     def _by_table(
@@ -330,19 +330,6 @@ class Sketch:
         errors = query.errors[1] + self._errors[rows]
         near = wide <= self.bounds.grids[1].reach(distance, self.bounds.defect, errors)
         return rows[near], wide[near]
-
-
-def _expected(near: NDArray[np.float32], limit: float) -> int:
-    """Estimates the number of rows within the squared distance `limit`, and adds a quarter of this number as a margin.
-
-    Assumes that the number of rows within a distance grows like a power of it. Returns 0 if no estimate is possible.
-    near: (n,) the squared distances of the nearest rows.
-    """
-    middle, edge = float(np.partition(near, len(near) // 2)[len(near) // 2]), float(near.max())
-    if not 0 < middle < edge < limit < FARTHEST:
-        return 0
-    power = math.log(2) / math.log(edge / middle)
-    return int(min(1.25 * len(near) * math.exp(min(power * math.log(limit / edge), 20)), FARTHEST))
 
 
 def _query(vector: NDArray[np.float32], encoded: list[Encoded], number: int) -> _Query:

@@ -124,8 +124,11 @@ def load(index: Folder, facts: SketchFacts, dimension: int) -> Sketch:
     """
     bounds, folder = read_bounds(index, facts, dimension), structure_folder(index, facts.folder)
     a, b = np.cumsum(facts.widths)
-    narrow, wide = (np.empty((facts.rows, width), np.uint8) for width in facts.widths)
-    errors = np.empty((facts.rows, 2), "<f4")
+    try:
+        narrow, wide = (np.empty((facts.rows, width), np.uint8) for width in facts.widths)
+        errors = np.empty((facts.rows, 2), "<f4")
+    except MemoryError as error:
+        raise IndexDamagedError(f"{folder.path} does not have the {facts.rows:,} rows of meta.json") from error
 
     def read(first: int) -> None:
         part = _read(folder, facts, first)

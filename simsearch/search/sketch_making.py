@@ -42,10 +42,10 @@ COMPONENTS = 255
 """Maximum number of principal components."""
 
 K, RANK = 10, 40
-"""Number of neighbours in the searches for which the widths of the codes are chosen.
+"""The widths of the codes are chosen for searches for K neighbours, by queries from outside the index.
 
-The distances for this are those of the RANK-th neighbours of items. Queries from outside the index have no copies or
-other takes of the same picture in it, so that their K-th neighbours are farther away than those of items.
+For this, the distance of an item's RANK-th neighbour stands for that of such a query's K-th neighbour: unlike an item,
+the query has no copies or other takes of the same picture in the index, so that its K-th neighbour is farther away.
 """
 
 GROWN, REMADE, WORSE, ODD = 1.25, 4.0, 3.0, 0.01

@@ -51,7 +51,7 @@ _DUE = {
     "string_too_long": "at most {max_length} characters long",
     "missing": "given",
 }
-"""For each type of pydantic error, the end of the text "PARAMETER must be ..."; the error's context gives {names}."""
+"""For each type of pydantic error, the end of the text "PARAMETER must be ..."; the error's context fills {ge} etc."""
 
 
 def reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

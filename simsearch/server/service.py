@@ -34,7 +34,7 @@ from simsearch.storage.filters import Condition
 T = TypeVar("T")
 
 VIEWS_SHARE = 16
-"""During a search for duplicates, small versions of the compared pictures take at most 1/VIEWS_SHARE of memory."""
+"""While duplicates are searched, small versions of pictures take at most 1/VIEWS_SHARE of the setting `memory`."""
 
 READERS = 4
 """Number of threads that read the image files sent to clients."""

@@ -17,7 +17,7 @@ DECODING, BODIES = 6, 2
 """Shares of the memory for decoding and for bodies, in tenths."""
 
 OTHER_NAMES = {"allow_host": "hosts", "key": "api_keys"}
-"""Wrong names that users of `simsearch serve` may give, and the fields of `Settings` that they mean."""
+"""Names that callers may try because of options of `simsearch serve`, and the fields of `Settings` that they mean."""
 
 _WHOLE = ("max_body", "max_pixels", "memory", "max_k", "in_flight", "batch_size")
 _NUMBERS = (*_WHOLE, "timeout", "body_timeout", "head_timeout")

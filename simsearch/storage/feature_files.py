@@ -45,7 +45,7 @@ _MAGIC = b"simsearch features\n"
 
 WITHOUT_HOLES = 1 << 30
 
-"""If all rows together have more bytes than this, a file with holes (parts never written) is rejected."""
+"""A file with holes (parts never written) is rejected if all rows, or a derived file, have more bytes than this."""
 
 _DESCRIPTORS = 6
 

@@ -53,7 +53,7 @@ class IndexModel:
 
     @property
     def precision(self) -> str:
-        """The arithmetic that computed all features of the index: float32 or int8."""
+        """The number type in which all features of the index were computed: float32 or int8."""
         return registry.precision_of(self.index.meta.engine)
 
     @property

@@ -4,7 +4,7 @@
 implement them for a Milvus collection. A row is the number under which an item's features are stored: their position in
 the feature files, or in Milvus the id of the item.
 
-Symbols in shapes: nq queries, k neighbours, n rows, D dimension.
+Shape letters: nq queries, k neighbours, n rows, D dimension.
 """
 
 from __future__ import annotations

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _COLUMNS = "id, source, path, label, metadata, digest, size, stamp, width, height, row"
-_STATES = "SELECT key, value FROM state LIMIT 64"
 _LARGEST = 2**63 - 1  # SQLite's largest integer
 
 
@@ -90,7 +89,7 @@ class Reader:
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._connection, self._path = connection, path
-        self._known: dict[str, Any] | None = None
+        self._states: dict[str, Any] | None = None  # as `state` has read them
 
     @contextlib.contextmanager
     def _report_damage(self, what: str) -> Iterator[None]:
@@ -104,31 +103,24 @@ class Reader:
         except (TypeError, ValueError) as error:
             raise IndexDamagedError(f"{self._path}: {what} cannot be read: {error}") from error
 
-    def state(self, key: str) -> int:
+    def state(self, key: str, default: int | None = None) -> int:
         """Returns a number that describes the whole index. Raises IndexDamagedError if it is missing or damaged.
 
         key: "rows" for the number of committed rows, or "generation" for a number that grows when the index changes.
+        default: the result if the number is missing; None to raise the error.
         """
-        found = self._states().get(key)
-        if found is None:
+        if self._states is None:
+            self._states = dict(self._connection.execute("SELECT key, value FROM state LIMIT 64").fetchall())
+        value: Any = self._states.get(key, default)
+        if value is None:
             raise IndexDamagedError(f"{self._path}: the state {key!r} is missing")
-        return self._state_value(key, found)
-
-    def _states(self) -> dict[str, Any]:
-        """Returns the numbers that describe the whole index, by key. Only the first call reads the database."""
-        if self._known is None:
-            self._known = dict(self._connection.execute(_STATES).fetchall())
-        return self._known
-
-    def _state_value(self, key: str, value: Any) -> int:
         if type(value) is not int or value < 0:
             raise IndexDamagedError(f"{self._path}: the state {key!r} is {str(value)[:40]!r}, not a whole number >= 0")
         return value
 
     def compactions(self) -> int:
         """Returns the number of compactions so far."""
-        found = self._states().get("epoch")
-        return 0 if found is None else self._state_value("epoch", found)
+        return self.state("epoch", 0)
 
     def count(self) -> int:
         """Returns the number of items."""
@@ -232,9 +224,8 @@ class Reader:
             part = rows[start : start + 500].tolist()
             marks = ",".join("?" * len(part))
             found |= self._connection.execute(f"SELECT row, id FROM items WHERE row IN ({marks})", part).fetchall()
-        if len(found) < len(rows):
-            row = next(row for row in rows.tolist() if row not in found)
-            raise IndexDamagedError(f"{self._path}: no item owns row {row} of the features")
+        if len(found) < len(rows) and (missing := [row for row in rows.tolist() if row not in found]):
+            raise IndexDamagedError(f"{self._path}: no item owns row {missing[0]} of the features")
         return found
 
     def find_content(self, digest: bytes) -> tuple[int, int, int] | None:

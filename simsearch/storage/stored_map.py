@@ -4,7 +4,7 @@ The file ends with a seal, its SHA-256, like all files in `derived/`. Before the
 header, the header, and a record for each item. `simsearch.curation.map` makes maps; this module stores the last one, so
 that the web page can show it at once.
 
-Symbols in shapes: n items.
+Shape letters: n items.
 """
 
 from __future__ import annotations

@@ -44,10 +44,10 @@ LOG_INTERVAL = 50
 """Steps between two rows of the log."""
 
 WORTH_COMPILING = 2_500
-"""On the CPU, the network is compiled (in about 60 s) if the training processes at least this many images in total."""
+"""On the CPU, the network is compiled (in about 60 s) if all steps together process at least this many images."""
 
 STOP_INTERVAL = 10
-"""Steps between two calls of `stop` if there are several processes, which wait for the GPU to share its result."""
+"""Steps between two calls of `stop` if there are several processes: to share the result, they wait for the GPU."""
 
 Log = Callable[[dict[str, Any]], None]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,15 @@ def test_damage_means_scans(filled: Filler, tmp_path: Path, name: str, damage: s
     with Engine(filled.path, model=filled.model) as engine:
         assert loaded(engine) is not None
         answers(engine, tmp_path / "out2")
+
+
+@pytest.mark.parametrize("rows", [401, 1 << 20, 1 << 40])
+def test_more_rows_recorded_than_there_are(filled: Filler, tmp_path: Path, rows: int) -> None:
+    meta = filled.engine.index.meta
+    filled.engine.index.write_meta(replace(meta, sketch={**meta.sketch, "rows": rows}))
+    with Engine(filled.path, model=filled.model) as engine:
+        assert loaded(engine) is None
+        answers(engine, tmp_path / "out")
 
 
 def test_lost_derived_folder(filled: Filler, tmp_path: Path) -> None:

@@ -196,5 +196,9 @@ def test_known_table_replaces_the_distances_of_random_pairs() -> None:
     assert alone is not None and given is not None
     assert given.nearest == alone.nearest
     assert given.random == pytest.approx(similarity.median(table)) == pytest.approx(alone.random, rel=0.02)
+    many = np.repeat(features[:30], 30, axis=0)  # the nearest neighbours that are found are all copies
+    found = similarity.measure(Rows(many), np.arange(900), similarity.quantiles(many))
+    assert found is not None
+    assert (found.nearest, found.random) == pytest.approx(medians(features[:30]))
     two = np.repeat(features[:2], 350, axis=0)
     assert similarity.measure(Rows(two), np.arange(700), similarity.quantiles(two)) is None

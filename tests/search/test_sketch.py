@@ -14,7 +14,8 @@ from simsearch.cli.main import main
 from simsearch.search import bounds
 from simsearch.search.exact import FlatIndex
 from simsearch.search.ranking import Neighbours
-from simsearch.search.sketch import Sketch, _expected
+from simsearch.search.narrow_codes import expected_rows
+from simsearch.search.sketch import Sketch
 from simsearch.search.sketch_files import SketchFacts
 from tests.helpers.clusters import clustered
 from tests.helpers.filler import Filler
@@ -201,8 +202,8 @@ def test_bound_is_below_every_distance(width: int) -> None:
 
 def test_number_of_rows_within_a_distance() -> None:
     near = np.arange(1, 101, dtype=np.float32)  # as many within a squared distance as it is long
-    assert 480 < _expected(near, 400.0) < 560
-    assert _expected(near, 50.0) == 0 and _expected(np.zeros(5, np.float32), 9.0) == 0
+    assert 480 < expected_rows(near, 400.0) < 560
+    assert expected_rows(near, 50.0) == 0 and expected_rows(np.zeros(5, np.float32), 9.0) == 0
 
 
 def test_facts_of_strangers_are_ignored() -> None:

@@ -78,3 +78,12 @@ def test_neighbours_are_what_a_search_finds(tmp_path: Path) -> None:
             engine.neighbours(queries * np.nan, 1)
         with pytest.raises(UsageError, match="8 dimensions"):
             engine.neighbours(queries[:, :3], 1)
+
+
+def test_ids_of_rows(tmp_path: Path) -> None:
+    filler = Filler(tmp_path / "index", 4, 128)
+    filler.add(np.zeros((5, 4), np.float16))
+    with filler.engine.reading() as reader:
+        assert reader.ids_at(np.array([4, 0, 4])) == {0: 1, 4: 5}  # a damaged structure may name a row twice
+        with pytest.raises(IndexDamagedError, match="no item owns row 5 of the features"):
+            reader.ids_at(np.array([0, 5]))

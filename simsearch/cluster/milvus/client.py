@@ -282,7 +282,7 @@ class MilvusClient:
         return [dict(row) for row in self._query(where, list(fields), strong)]
 
     def scan(self, where: str, fields: Sequence[str], highest: int, *, strong: bool = False) -> Iterator[list[Any]]:
-        """Yields the rows that meet `where`, in order of id: a list for each SPAN ids. strong: see `count`."""
+        """Yields the rows that meet `where`, sorted by id: a list per SPAN ids up to `highest`. strong: see `count`."""
         for first in range(0, highest + 1, SPAN):
             within = f"id >= {first} and id < {first + SPAN}"
             rows = self.query(f"{within} and ({where})" if where else within, ["id", *fields], strong=strong)

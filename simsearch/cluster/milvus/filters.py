@@ -34,7 +34,7 @@ Roots = dict[int, tuple[str, str]]
 def to_milvus_expression(wanted: Sequence[Condition], roots: Roots) -> tuple[str, list[Condition]]:
     """Returns a Milvus expression, and the conditions that it leaves out because Milvus cannot express them.
 
-    The expression is "" if it leaves all conditions out. roots: from the number of each source to its kind and root.
+    The expression is "" if it leaves all conditions out. roots: see `Roots`.
     Raises UsageError.
     """
     expressions, rest = [], []

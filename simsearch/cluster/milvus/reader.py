@@ -145,7 +145,10 @@ class MilvusReader:
         return int(self.collection.state["labels"])
 
     def value_counts(self, field: str, limit: int = -1) -> dict[str, int]:
-        """Returns each text in a field with the number of items that have it; {} for more than COUNTED items."""
+        """Returns each text in a field with the number of items that have it; see `storage.filters.value_counts`.
+
+        Returns {} for a collection of more than COUNTED items.
+        """
         if self.collection.count > COUNTED:
             return {}
         key = Condition(field, "=", ()).key

@@ -65,7 +65,7 @@ class Listing:
     entries: the images.
     skipped: number of files that are not in `entries`; files that match `exclude` are not counted.
     left_out: for each reason, the number of skipped files that are never read, such as videos.
-    unread: folders that could not be listed, and files that a web server did not describe, each with the reason.
+    unread: folders that could not be listed, and files for which the request to a web server failed, with the reasons.
     matched: the patterns of `exclude` that matched at least one path.
     """
 

@@ -1,7 +1,7 @@
 """A model whose network is an ONNX graph that simsearch did not build itself: exported from torch, or a user's file.
 
-Letters: B images in a batch, S side of the network's input, D dimension of the features; C, H, W channels, height and
-width of maps.
+Shape letters: B images in a batch, S side of the network's input, D dimension of the features; C, H, W channels, height
+and width of maps.
 """
 
 from __future__ import annotations

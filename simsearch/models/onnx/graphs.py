@@ -6,7 +6,7 @@ float32 and `logits` (B, C) float32. A test compares the ONNX graphs with the to
 
 The numbers of protocol buffer fields are those in onnx.proto (ONNX 1.x, operator set 17).
 
-Letters: B images in a batch, S side of the input, D dimension of the features, C classes.
+Shape letters: B images in a batch, S side of the input, D dimension of the features, C classes.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def _point(largest: Floats, weights: Floats | None) -> Point:
 def _steps(rows: Floats) -> Floats:
     """Returns the best step for each row of weights (O, n): (O,) float32.
 
-    The best step gives the smallest squared error when the row is rounded to n * step, n from -127 to 127.
+    The best step gives the smallest squared error when the row is rounded to k * step, with a whole k from -127 to 127.
     """
     blocks = np.array_split(rows, min(len(rows), 1 + rows.size // _BLOCK))
     return np.concatenate([_steps_of(block) for block in blocks])

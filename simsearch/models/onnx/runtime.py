@@ -2,7 +2,7 @@
 
 ONNX Runtime starts in a fraction of a second, whereas importing torch takes seconds.
 
-Letters: B images in a batch, S side of the network's input, D dimension of the features, C classes or channels.
+Shape letters: B images in a batch, S side of the network's input, D dimension of the features, C classes or channels.
 """
 
 from __future__ import annotations

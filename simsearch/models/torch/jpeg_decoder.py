@@ -3,7 +3,7 @@
 The decoder is TorchCodec's if it is installed, otherwise torchvision's, which is deprecated. Some files give different
 images with different decoders. These files are always decoded on the CPU, whichever decoder is installed.
 
-Letters: H, W height and width, S side of the network's input.
+Shape letters: H, W height and width, S side of the network's input.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ For a GPU, pixels are uploaded from pinned memory as bytes and normalised on the
 float16, with sums in float32, if they agree with features in float32. The computation for input shapes that occur
 repeatedly is recorded and replayed (`simsearch.models.torch.cuda_graphs`).
 
-Letters: B images in a batch, S side of the network's input, D dimension of the features, C classes.
+Shape letters: B images in a batch, S side of the network's input, D dimension of the features, C classes.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def cut_classifier(network: nn.Module) -> int:
 
     linear = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
     if not linear:
-        raise UsageError(f"{type(network).__name__} has no linear layer; features are the input of the last one")
+        raise UsageError(f"{type(network).__name__} has no linear layer, whose input would be the features")
     name, layer = linear[-1]
     parent, _, child = name.rpartition(".")
     setattr(network.get_submodule(parent), child, nn.Identity())

@@ -204,7 +204,7 @@ class HttpStore(Store):
                         answer.close()
                         break
                 return data, answer.headers, url
-        raise DeniedError(f"over {REDIRECTS} redirects")
+        raise DeniedError(f"{self.server()} redirects more than {REDIRECTS} times")
 
     def _redirected(self, url: str, location: str) -> str:
         """Returns the target of a redirect. Raises DeniedError if it leads to another host."""

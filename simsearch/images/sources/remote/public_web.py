@@ -22,14 +22,14 @@ class PublicWebStore(Store):
         return urlsplit(self.root).netloc
 
     def _objects(self, within: str) -> Iterator[RemoteObject]:
-        raise DeniedError("no build on this machine has named this web server")
+        raise DeniedError("this web server has not been named as a source on this machine")
 
     def _info(self, path: str) -> RemoteObject:
         return RemoteObject(path, None, "")
 
     def _read(self, path: str, start: int | None, end: int | None, most: int) -> bytes:
         if start is not None:
-            raise DeniedError("archives are only read from web servers that a build on this machine has named")
+            raise DeniedError("archives are only read from web servers named as a source on this machine")
         if has_odd_parts(path):
             raise MissingError
         try:
