@@ -43,7 +43,7 @@ class CompressedTensor(NamedTuple):
 
 
 def compress_tensor(weights: NDArray[np.float32], bits: int) -> CompressedTensor:
-    """Compresses a tensor, whose non-zero weights are replaced by 2^bits - 1 shared values.
+    """Compresses a tensor: replaces its non-zero weights by 2^bits - 1 shared values.
 
     weights: of any shape; zeros count as pruned. bits: the number of bits of an index into the codebook, 1 to 8. Raises
     WeightsError for any other number of bits.

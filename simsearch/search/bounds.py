@@ -47,7 +47,7 @@ SLACK = 1 + 1e-9
 """Factor that covers rounding errors of float64 arithmetic; the actual errors are some thousand times smaller."""
 
 LEVELS = 255
-"""Largest value that a byte of a code can have."""
+"""Largest value of a coordinate in a code, which has a byte for each coordinate."""
 
 FARTHEST = 2.0**40
 """A number larger than every squared distance between two codes."""
@@ -252,7 +252,7 @@ def _point(
 def _encode(grid: Grid, points: NDArray[np.float64], errors: NDArray[np.float64], query: bool) -> Encoded:
     """Rounds (n, w) points to the grid; returns their codes.
 
-    errors: (n,) the errors of the points before they are rounded.
+    errors: (n,) bounds of the errors that the points have already; the errors of rounding are added to them.
     query: as in `Bounds.encode`.
     """
     places = (points - grid.low) / grid.step

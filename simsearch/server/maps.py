@@ -36,7 +36,7 @@ KEPT = 2
 """The most answers kept in memory, compressed to some 20 bytes per item."""
 
 PICTURED = 4000
-"""The most items in `representatives`, which is sorted so that any number of the first items cover the map evenly."""
+"""Largest number of items in `representatives`. Their order is such that the first n cover the map evenly, for any n."""
 
 DIGITS = 4
 """Significant digits of positions; a screen shows fewer."""

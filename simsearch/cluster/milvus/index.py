@@ -76,8 +76,8 @@ class _Flat:
     def candidates(self, queries: NDArray[np.float32], k: int, permitted: Permitted | None) -> list[Neighbours]:
         """Finds the k nearest items, and items that tie with the k-th, among the candidates from Milvus's index.
 
-        Raises UsageError if k is more than Milvus returns, or if a query's squared length is too large
-        for float32.
+        Raises UsageError if k is above the largest number of matches that Milvus can return, or if a query's squared
+        length is too large for float32.
         """
         available = self.rows if permitted is None else len(permitted)
         k = min(k, available)

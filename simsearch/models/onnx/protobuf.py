@@ -61,8 +61,9 @@ def value_info(name: str, kind: int, shape: Sequence[int | None]) -> bytes:
 
 
 def read_fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yields the number and the value of each field of a message. A value is an integer, or bytes for all other types.
+    """Yields the number and the value of each field of a message.
 
+    The value is an int if the field is a varint, and the field's bytes if it has any other wire type.
     Raises ValueError if the bytes are not a message.
     """
     place = 0
