@@ -36,7 +36,7 @@ KEPT = 2
 """The most answers kept in memory, compressed to some 20 bytes per item."""
 
 PICTURED = 4000
-"""Largest number of items in `representatives`. Their order is such that the first n cover the map evenly, for any n."""
+"""Largest number of items in `representatives`. Of any length, its first items cover the map evenly."""
 
 DIGITS = 4
 """Significant digits of positions; a screen shows fewer."""

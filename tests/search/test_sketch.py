@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from simsearch.cli.main import main
 from simsearch.search import bounds
 from simsearch.search.exact import FlatIndex
-from simsearch.search.ranking import Neighbours
 from simsearch.search.narrow_codes import expected_rows
+from simsearch.search.ranking import Neighbours
 from simsearch.search.sketch import Sketch
 from simsearch.search.sketch_files import SketchFacts
 from tests.helpers.clusters import clustered
