@@ -74,6 +74,17 @@ def hold_out(
     return held_out, entries, sample
 
 
+def mixtures(queries: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns (nq, D) queries that are farther from all items than the given (nq, D) queries are.
+
+    Pictures from outside an index are farther from its items than the items are from each other, and so harder for an
+    approximate search. Each result is a mean of two of the queries, in which the second has a weight of 1/4 to 1/2.
+    """
+    share = np.random.default_rng(3).uniform(0.25, 0.5, (len(queries), 1)).astype(np.float32)
+    mixed: NDArray[np.float32] = (1 - share) * queries + share * np.roll(queries, 1, axis=0)
+    return mixed
+
+
 def time_queries(search: Callable[[NDArray[np.float32]], Any], queries: NDArray[np.float32]) -> tuple[float, int]:
     """Returns the median time of a query in seconds, and the number of queries that were timed.
 

@@ -117,10 +117,10 @@ def choose(
     projected = project(flat, entries, projection, progress)
     seconds = _exact_seconds(flat, entries, queries)
     tried, ranking = _race(flat, entries, projected, projection, queries, recall, memory)
-    whole = Benchmark.of(flat, entries, queries)
+    whole, mixed = (Benchmark.of(flat, entries, each) for each in (queries, measuring.mixtures(queries)))
     for setting in ranking:
         made = build(setting, projection, projected, entries, flat.rows, progress)
-        choice = _measure(made, whole, recall)
+        choice = _measure(made, whole, mixed, recall)
         if choice is None or choice.seconds >= seconds:
             continue
         made.setting = AnnSettings(**{name: choice.parameters[name] for name in AnnSettings.__dataclass_fields__})
@@ -215,7 +215,7 @@ def _race(
     expected to be the fastest with all rows comes first.
     """
     some = np.sort(np.random.default_rng(2).choice(len(entries), min(RACE, len(entries)), replace=False))
-    part = Benchmark.of(flat, entries[some], queries)
+    part, mixed = (Benchmark.of(flat, entries[some], each) for each in (queries, measuring.mixtures(queries)))
     ratio = len(entries) / len(some)
     # The factor by which a query takes longer in the whole index than in the part.
     growth = {
@@ -233,7 +233,7 @@ def _race(
         setting = AnnSettings(kind, min(dimensions, projection.axes.shape[1]), CANDIDATES[0], EFFORTS[kind][0])
         if memory is not None and setting.bytes_for(len(entries) + len(queries)) > memory:
             continue
-        choice = _measure(build(setting, projection, projected[some], part.rows, flat.rows), part, recall)
+        choice = _measure(build(setting, projection, projected[some], part.rows, flat.rows), part, mixed, recall)
         facts: dict[str, Any] = {"kind": kind, "dimensions": setting.dimensions, "reached": choice is not None}
         if choice is not None:
             expected = choice.seconds * float(growth[kind])
@@ -263,11 +263,12 @@ def _settings(start: AnnSettings) -> Iterator[AnnSettings]:
         yield replace(start, candidates=candidates, effort=effort)
 
 
-def _measure(made: AnnIndex, benchmark: Benchmark, recall: float) -> Choice | None:
+def _measure(made: AnnIndex, benchmark: Benchmark, mixed: Benchmark, recall: float) -> Choice | None:
     """Returns the measurements of the cheapest setting that reaches the recall on both halves of the queries.
 
     Returns None if no setting does. A setting that reaches the recall on the first half is tried on the second half.
     The result contains the recall on the second half.
+    mixed: the same benchmark with harder queries, from `measuring.mixtures`, on which the recall must be reached too.
     """
     flat, queries, rows = benchmark.flat, benchmark.queries, benchmark.rows
     half = len(queries) // 2
@@ -275,6 +276,9 @@ def _measure(made: AnnIndex, benchmark: Benchmark, recall: float) -> Choice | No
     for setting in _settings(made.setting):
         found = made.search(flat, queries[first], K, rows, setting)
         if benchmark.recalls(found, first).mean() < recall:
+            continue
+        found = made.search(flat, mixed.queries, K, rows, setting)
+        if mixed.recalls(found, slice(None)).mean() < recall:
             continue
         found = made.search(flat, queries[second], K, rows, setting)
         recalls = benchmark.recalls(found, second)
