@@ -153,7 +153,8 @@ def _learn(flat: FlatIndex, live: NDArray[np.int64]) -> tuple[Bounds | None, int
     if len(features) < size // 2 or not len(queries):
         return None, 0
     rank = min(RANK, len(live) - 1)  # the first is the query itself
-    truth = np.array([near.distances[rank] for near in flat.scan(queries, rank + 1, live)])
+    nearest = flat.scan(queries, rank + 1, live)
+    truths = [np.array([each.distances[place] for each in nearest]) for place in (K, rank)]
     dimension = flat.shards.dimension
     found = pca.fit_pca(features, min(COMPONENTS, dimension - 1), iterations=1)
     mean, axes = found.mean, np.ascontiguousarray(found.axes.T)
@@ -163,22 +164,22 @@ def _learn(flat: FlatIndex, live: NDArray[np.int64]) -> tuple[Bounds | None, int
     parts = bounds.project(features, mean, axes)
     narrow, wide = bounds.sizes(dimension, len(axes))
     grids = {w: bounds.make_grid(*parts, w - 1, defect) for w in {*narrow, *wide} if w > 1}
-    shares = {}
+    near, far = {}, {}
     for w, grid in grids.items():
         made = Bounds(mean, axes, (grid, grid), defect)
-        shares[w] = _shares(made, grid, made.encode(features)[0], made.encode(queries, query=True)[0], truth)
-    times = {
-        (a, b): _seconds(flat.rows, dimension, (a, b), shares[a].mean(), shares[b].mean())
-        for a in narrow
-        for b in wide
-        if a in grids and b in grids
-    }
-    if not times:
+        codes = made.encode(features)[0], made.encode(queries, query=True)[0]
+        near[w], far[w] = (_shares(made, grid, *codes, truth) for truth in truths)
+
+    def seconds(pair: tuple[int, int], shares: dict[int, NDArray[np.float64]]) -> float:
+        return _seconds(flat.rows, dimension, pair, shares[pair[0]].mean(), shares[pair[1]].mean())
+
+    pairs = [(a, b) for a in narrow for b in wide if a in grids and b in grids]
+    if not pairs:
         return None, 0
-    best = min(times, key=lambda pair: times[pair])
-    if times[best] >= SCAN * 2 * dimension * flat.rows:
+    best = min(pairs, key=lambda pair: seconds(pair, far))
+    if seconds(best, near) >= SCAN * 2 * dimension * flat.rows:
         return None, 0
-    wanted = int(flat.rows * np.quantile(shares[best[0]], 0.9)) + 64
+    wanted = int(flat.rows * np.quantile(far[best[0]], 0.9)) + 64
     return Bounds(mean, axes, (grids[best[0]], grids[best[1]]), defect), wanted
 
 
@@ -189,7 +190,7 @@ def _shares(
 
     grid: the grid to which the codes are rounded (see `bounds`).
     rows, queries: the codes of a sample of rows, and of queries.
-    truth: (nq,) the distance from each query to its RANK-th neighbour.
+    truth: (nq,) the distance from each query to one of its neighbours, such as the K-th.
     """
     left = []
     for code, error, distance in zip(queries.codes, queries.errors, truth, strict=True):

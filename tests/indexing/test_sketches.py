@@ -49,6 +49,19 @@ def folders(filler: Filler) -> list[str]:
     return sorted(path.name for path in (filler.path / "derived").iterdir())
 
 
+def test_small_groups_get_a_sketch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 10th neighbour of an item is in its group, the 40th is anywhere: codes help, and are made."""
+    allow_small(monkeypatch)
+    monkeypatch.setattr(sketch_making, "SCAN", 1e-9)
+    random = np.random.default_rng(6)
+    centres = np.repeat(random.normal(0, 10, (400, D)), 20, axis=0)
+    filler = Filler(tmp_path / "index", D, 128)
+    filler.add((centres + random.normal(0, 0.1, centres.shape)).astype(np.float16))
+    refresh(filler.engine)
+    assert loaded(filler.engine) is not None
+    answers(filler.engine, tmp_path / "out")
+
+
 def test_new_rows_are_appended(filled: Filler, tmp_path: Path) -> None:
     first = folders(filled)
     for count, covered in ((3, 400), (4, 407), (60, 467)):
