@@ -54,12 +54,15 @@ def test_small_groups_get_a_sketch(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     allow_small(monkeypatch)
     monkeypatch.setattr(sketch_making, "SCAN", 1e-9)
     random = np.random.default_rng(6)
-    centres = np.repeat(random.normal(0, 10, (400, D)), 20, axis=0)
-    filler = Filler(tmp_path / "index", D, 128)
-    filler.add((centres + random.normal(0, 0.1, centres.shape)).astype(np.float16))
+    features = np.repeat(random.normal(0, 10, (100, 600)), 20, axis=0) + random.normal(0, 0.1, (2000, 600))
+    filler = Filler(tmp_path / "index", 600, 128)
+    filler.add(features.astype(np.float16))
     refresh(filler.engine)
     assert loaded(filler.engine) is not None
-    answers(filler.engine, tmp_path / "out")
+    distances = filler.engine.neighbours(features[:1].astype(np.float32), 10)[1][0]
+    stored = features.astype(np.float16).astype(np.float64)
+    expected = np.sort(np.linalg.norm(stored - features[0].astype(np.float32), axis=1))[:10]
+    assert distances == pytest.approx(expected, rel=1e-12)
 
 
 def test_new_rows_are_appended(filled: Filler, tmp_path: Path) -> None:
