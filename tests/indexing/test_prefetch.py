@@ -90,4 +90,4 @@ def test_interrupted() -> None:
     time.sleep(0.1)
     begun = len(source.reads)
     time.sleep(0.1)
-    assert begun == len(source.reads) <= prefetch.AHEAD_IMAGES
+    assert begun == len(source.reads) <= prefetch.AHEAD_IMAGES + 1  # one is given out, and the others are ahead of it
