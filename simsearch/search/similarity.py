@@ -101,14 +101,16 @@ def measure(flat: VectorSearch, live: NDArray[np.int64], table: Sequence[float] 
     """
     drawn = np.random.default_rng(seed).permutation(live)[:SAMPLE]
     known = len(live) > SAMPLE and len(table) > 1 and table[0] < table[-1]  # so at least three items differ
-    scale = Scale(TYPICAL * median(table), median(table)) if known else _of_pairs(flat.read(np.sort(drawn)))
-    if scale is None or len(live) <= SAMPLE:
-        return scale
+    pairs = None if known else _of_pairs(flat.read(np.sort(drawn)))
+    if not known and (pairs is None or len(live) <= SAMPLE):
+        return pairs
     count = min(QUERIES, max(FEWEST, CELLS // len(live)))
     queries = _sound(flat.read(drawn[:count])).astype(np.float32)
     found = flat.search(queries, NEIGHBOURS, None if len(live) == flat.rows else live)
     nearest = [float(near.distances[near.distances > 0][0]) for near in found if (near.distances > 0).any()]
-    return Scale(float(np.median(nearest)), scale.random) if nearest else _of_pairs(flat.read(np.sort(drawn)))
+    if not nearest:
+        return pairs or _of_pairs(flat.read(np.sort(drawn)))
+    return Scale(float(np.median(nearest)), pairs.random if pairs else median(table))
 
 
 def estimate(features: FeatureReader, live: NDArray[np.int64], seed: int = 0) -> Scale | None:
