@@ -126,8 +126,15 @@ def filters(page):
 def accessible(page):
     from axe_playwright_python.sync_playwright import Axe
 
+    settled(page)
     found = Axe().run(page).response["violations"]
     assert [(each["id"], [node["html"][:120] for node in each["nodes"]]) for each in found] == []
+
+
+def settled(page):
+    """Waits until nothing fades any more: half transparent text has less contrast."""
+    ending = "document.getAnimations().filter(a => a.effect.getComputedTiming().iterations < Infinity)"
+    page.evaluate(f"Promise.allSettled({ending}.map(a => a.finished))")
 
 
 def searches(page):
