@@ -21,6 +21,9 @@ rate fell with `--peaks 0.01`, under `teacher.py --name lite2 --side 192`. `docs
 
 `--objective labels` learns from labels alone, of the pictures whose label is one of ImageNet's 1000, without a teacher.
 `--begin FILE.safetensors` begins with weights without normalisation, which may be of a smaller `--image-size`.
+
+`pip install openvino` makes it faster: the teacher then runs there. What the student sees, and the teacher's answer to
+it, is prepared by `alexnet_views.py` in a thread.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # in .venv, whichever Python was called
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -42,9 +45,9 @@ if __name__ == "__main__":  # in .venv, whichever Python was called
     reexecute()
 
 import numpy as np
-import onnxruntime
 import torch
 import torch.nn.functional as F
+from alexnet_views import CLASSES, COLOUR, Batch, Pictures, Teacher, batches
 from torch import nn
 
 from simsearch.common.atomic_files import replacing
@@ -52,26 +55,17 @@ from simsearch.models import larger_input, weights
 from simsearch.models.networks.build import build_network
 from simsearch.models.networks.configs import AlexNetConfig
 from simsearch.training import augment, batch_norm
-from simsearch.training.augment import ColourStats
 from simsearch.training.compression import Compressor
 from simsearch.training.config import TrainConfig
 from simsearch.training.losses import length_loss, peak_loss
 from simsearch.training.orthogonal import OrthogonalMomentum
+from simsearch.training.response_norm import make_fast
 from simsearch.training.similarity_queue import SimilarityQueue
 
-CLASSES = [line.split("\t") for line in Path(__file__).with_name("imagenet.tsv").read_text().splitlines()]
-"""ImageNet's 1000 classes in the teacher's order: WordNet id, name."""
-COLOUR = ColourStats(
-    torch.tensor([122.5, 115.5, 102.7]),
-    torch.tensor([67.4, 65.8, 69.7]),
-    torch.tensor([[6.2, -24.7, -63.1], [-12.4, -0.3, -66.0], [6.3, 23.4, -67.6]]),
-)
-"""Of Imagenette and Tiny-ImageNet; fixed, so that the pictures may become more while a training goes on."""
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 FC6 = larger_input.FIRST_HIDDEN
-COARSE = (32, 48, 64, 96)
-"""Sides in pixels that pictures are scaled down to where they lose their fine detail."""
-NOISE = 25.0
-"""The largest deviation, in grey levels of 255, of the noise that a picture may get."""
 TOLD = 10  # steps between two rows of the log
 
 
@@ -109,74 +103,6 @@ class Config:
     keep_hidden: float = 0.5
     keep_classifier: float = 0.6
     seed: int = 2012
-
-
-class Pictures:
-    """Sources of pictures, drawn by share: each in an order of its own, and in another one when it is through."""
-
-    def __init__(self, folder: Path, labelled: bool = False) -> None:
-        rows = [line.split("\t") for line in (folder / "shares.tsv").read_text().splitlines()]
-        known = {label: number for number, (label, _) in enumerate(CLASSES)}
-        self.names, self.shards, self.labels, shares = [], [], [], []
-        for name, share in rows:
-            text = (folder / f"{name}.labels.txt").read_text().splitlines()
-            labels = np.array([known.get(label, -1) for label in text])
-            if labelled and labels.min() < 0:
-                continue
-            self.names.append(name)
-            self.shards.append(np.load(folder / f"{name}.npy", mmap_mode="r"))
-            self.labels.append(labels)
-            shares.append(float(share))
-        self.shares = np.array(shares) / sum(shares)
-        self.drawn = dict.fromkeys(self.names, 0)
-        self.orders: dict[str, tuple[int, np.ndarray]] = {}
-
-    def __len__(self) -> int:
-        return sum(map(len, self.shards))
-
-    def draw(self, count: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """(count, P, P, 3) uint8, and the number of each one's class or -1."""
-        pixels, labels = [], []
-        counts = random.multinomial(count, self.shares)
-        for name, shard, known, many in zip(self.names, self.shards, self.labels, counts, strict=True):
-            for place in range(self.drawn[name], self.drawn[name] + int(many)):
-                row = self._row(name, len(shard), place)
-                pixels.append(shard[row])
-                labels.append(known[row])
-            self.drawn[name] += int(many)
-        return np.stack(pixels), np.array(labels)
-
-    def _row(self, name: str, size: int, place: int) -> int:
-        """Row number `place` of an endless sequence of permutations."""
-        turn, place = divmod(place, size)
-        if self.orders.get(name, (-1, None))[0] != turn:
-            self.orders[name] = turn, np.random.default_rng((turn, *name.encode())).permutation(size)
-        return int(self.orders[name][1][place])
-
-
-class Teacher:
-    """A network that sees what the student sees, finer if its input is larger.
-
-    An ONNX file with `x` (B, 3, S, S), `features` (B, T) and `logits` (B, 1000).
-    """
-
-    def __init__(self, path: Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self.side = self.session.get_inputs()[0].shape[2]
-        self.width = self.session.get_outputs()[0].shape[1]
-
-    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, 3, S, S), normalised for the student, to features (B, T) and logits (B, 1000)."""
-        raw = x * COLOUR.std[:, None, None] + COLOUR.mean[:, None, None]
-        if raw.shape[2] != self.side:
-            raw = F.interpolate(raw, (self.side, self.side), mode="bicubic", align_corners=False)
-        given = ((raw - 127) / 128).contiguous().numpy()
-        parts = [self.session.run(["features", "logits"], {"x": given[n : n + 32]}) for n in range(0, len(given), 32)]
-        features, logits = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
-        return features, logits
 
 
 class Outputs(nn.Module):
@@ -278,8 +204,9 @@ class Head(nn.Module):
 
     def forward(self, features: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
         """The mean of 1 - cosine, a scalar."""
-        guess = self.linear(F.normalize(features.float(), dim=1))
-        return 1 - F.cosine_similarity(guess, taught, dim=1).mean()
+        with torch.autocast("cpu", torch.bfloat16):
+            guess = self.linear(F.normalize(features.float(), dim=1))
+        return 1 - F.cosine_similarity(guess.float(), taught, dim=1).mean()
 
     @torch.no_grad()
     def fit(self, features: torch.Tensor, taught: torch.Tensor, ridge: float = 0.02) -> None:
@@ -294,40 +221,6 @@ class Head(nn.Module):
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def coarsen(x: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
-    """Scales a share of pictures (B, 3, S, S) down to one of the sides COARSE and up again, as small ones would be."""
-    x = x.clone()
-    chosen = torch.rand(len(x), generator=generator) < share
-    sides = torch.randint(len(COARSE), (len(x),), generator=generator)
-    for number, side in enumerate(COARSE):
-        rows = chosen & (sides == number)
-        if rows.any():
-            small = F.interpolate(x[rows], (side, side), mode="area")
-            x[rows] = F.interpolate(small, x.shape[2:], mode="bilinear", align_corners=False)
-    return x
-
-
-def mixing(count: int, share: float, generator: torch.Generator) -> torch.Tensor:
-    """Weights (count, 1, 1, 1) of pictures in `mixed`: 1 for most, drawn between 0.5 and 1 for a share of them."""
-    weights = 1 - torch.rand(count, generator=generator) / 2
-    whole = torch.rand(count, generator=generator) >= share
-    return torch.where(whole, 1.0, weights).reshape(-1, 1, 1, 1)
-
-
-def mixed(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Mixes each picture of (B, 3, S, S) with the one before it."""
-    return x * weights + x.roll(1, 0) * (1 - weights)
-
-
-def add_noise(x: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
-    """Adds Gaussian noise of a deviation between 0 and NOISE to a share of normalised pictures (B, 3, S, S)."""
-    x = x.clone()
-    rows = (torch.rand(len(x), generator=generator) < share).nonzero()[:, 0]
-    deviation = NOISE * torch.rand(len(rows), 1, 1, 1, generator=generator) / COLOUR.std.view(1, 3, 1, 1)
-    x[rows] += deviation * torch.randn(len(rows), *x.shape[1:], generator=generator)
-    return x
-
-
 class Training:
     """Everything that a checkpoint holds."""
 
@@ -339,6 +232,7 @@ class Training:
         self.head = Head(network.config.hidden, width) if config.regression else None
         self.queue = SimilarityQueue(config.queue, network.config.hidden, width, config.temperature)
         self.mean = torch.zeros(width)  # of the teacher's features
+        self.drawn = dict(pictures.drawn)  # by the steps taken; the pictures of the next step are drawn before it
         self.step, self.images, self.seconds = 0, 0, 0.0
         self.compressor: Compressor | None = None
         self.first = 0  # step at which the compression began
@@ -358,7 +252,7 @@ class Training:
             "mean": self.mean,
             "kernels": self.kernels.state_dict() if self.kernels else None,
             "head": [self.head.state_dict(), self.head.optimizer.state_dict()] if self.head else None,
-            "drawn": self.pictures.drawn,
+            "drawn": self.drawn,
             "numbers": [self.step, self.images, self.first],
             "seconds": self.seconds,
             "compressor": self.compressor.state() if self.compressor else None,
@@ -373,6 +267,7 @@ class Training:
         self.mean, self.seconds = content["mean"], content["seconds"]
         self.step, self.images, self.first = content["numbers"]
         self.pictures.drawn |= {name: n for name, n in content["drawn"].items() if name in self.pictures.drawn}
+        self.drawn = dict(self.pictures.drawn)
         if self.head and content.get("head"):
             self.head.load_state_dict(content["head"][0])
             self.head.optimizer.load_state_dict(content["head"][1])
@@ -412,44 +307,31 @@ def begin(config: Config, options: argparse.Namespace, pictures: Pictures, width
     return training
 
 
-def step_of(training: Training, forward: Any, teacher: Teacher | None, views: TrainConfig) -> dict[str, float]:
+def step_of(training: Training, forward: Any, batch: Batch) -> dict[str, float]:
     """One step; the parts of its loss, and how often student and teacher (or label) have the same first guess."""
-    config, pictures = training.config, training.pictures
-    random = np.random.default_rng((config.seed, training.step))
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + training.step)
+    config = training.config
     torch.manual_seed(config.seed * 1_000_033 + training.step)  # dropout
-    pixels, labels = (torch.from_numpy(part) for part in pictures.draw(config.batch, random))
-    seen = augment.sample_augmentation(config.batch, pixels.shape[1], config.image_size, views, generator)
-    x = augment.apply_augmentation(seen, pixels, config.image_size, COLOUR)
-    weights = mixing(config.batch, config.mixup, generator) if config.mixup else None
-    x = x if weights is None else mixed(x, weights)
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate(config, training.step)
-    shown = coarsen(x, config.coarse, generator) if config.coarse else x
-    shown = add_noise(shown, config.noise, generator) if config.noise else shown
     with torch.autocast("cpu", torch.bfloat16):
-        features, logits = forward(shown)
+        features, logits = forward(batch.shown)
     parts = {"even": config.lengths * length_loss(features)}
     if config.peaks:
         parts["peaks"] = config.peaks * peak_loss(features)
-    if teacher is None:
+    labels = batch.labels
+    if batch.taught is None or batch.soft is None:
         parts["labels"] = F.cross_entropy(logits.float(), labels)
     else:
-        side = max(teacher.side, config.image_size)
-        finer = x
-        if side > config.image_size:
-            finer = augment.apply_augmentation(seen, pixels, side, COLOUR)
-            finer = finer if weights is None else mixed(finer, weights)
-        taught, soft = teacher(finer)
-        training.mean += (taught.mean(0) - training.mean) * max(0.005, 1 / (training.step + 1))
-        parts["alike"] = training.queue(features, taught - training.mean)
-        parts["soft"] = config.soft_labels * soft_label_loss(logits, soft, config.soft_temperature)
+        training.mean += (batch.taught.mean(0) - training.mean) * max(0.005, 1 / (training.step + 1))
+        taught = batch.taught - training.mean
+        parts["alike"] = training.queue(features, taught)
+        parts["soft"] = config.soft_labels * soft_label_loss(logits, batch.soft, config.soft_temperature)
         if training.head:
-            parts["cosine"] = config.regression * training.head(features, taught - training.mean)
-        labels = soft.argmax(1)
+            parts["cosine"] = config.regression * training.head(features, taught)
+        labels = batch.soft.argmax(1)
     sum(parts.values()).backward()
-    if teacher is not None:
-        training.queue.add(features, taught - training.mean)
+    if batch.taught is not None:
+        training.queue.add(features, batch.taught - training.mean)
     if training.kernels:
         training.kernels.step(learning_rate(config, training.step))
     norm = nn.utils.clip_grad_norm_(training.network.parameters(), config.clip)
@@ -458,6 +340,7 @@ def step_of(training: Training, forward: Any, teacher: Teacher | None, views: Tr
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
     training.step, training.images = training.step + 1, training.images + config.batch
+    training.drawn = batch.drawn
     if training.compressor:
         training.compressor.after(training.step - training.first, config.steps - training.first)
     agree = (logits.argmax(1) == labels).float().mean()
@@ -476,7 +359,7 @@ def fit_head(training: Training, teacher: Teacher, batches: int = 24) -> None:
         x = augment.centre(pixels, config.image_size, COLOUR)
         with torch.autocast("cpu", torch.bfloat16):
             features = training.network.features(x)
-        found.append((features, teacher(x)[0]))
+        found.append((features, teacher.of_centres(pixels)[0]))
     training.pictures.drawn = drawn
     learnt, taught = (torch.cat(part) for part in zip(*found, strict=True))
     if not training.step:
@@ -493,9 +376,8 @@ def train(config: Config, options: argparse.Namespace) -> None:
     training = begin(config, options, pictures, teacher.width if teacher else 1)
     config = training.config
     views = TrainConfig(patches="scaled", smallest_patch=config.smallest_patch, colour=config.colour)
-    outputs = Outputs(training.network)
-    forward = torch.compile(outputs) if options.compile else outputs
-    checkpoint = options.work / "checkpoint.pt"
+    make_fast(training.network, options.compile)
+    forward = Outputs(training.network)
     print(f"{len(pictures):,} pictures of {len(pictures.names)} sources; from step {training.step}", flush=True)
     known = training.step or options.begin
     if teacher and training.head and known and not training.head.linear.weight.any():
@@ -503,7 +385,7 @@ def train(config: Config, options: argparse.Namespace) -> None:
     stopping: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(number))
     try:
-        loop(training, forward, teacher, views, checkpoint, options, stopping)
+        loop(training, forward, batches(config, pictures, teacher, views, training.step), options, stopping)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -511,19 +393,17 @@ def train(config: Config, options: argparse.Namespace) -> None:
 def loop(
     training: Training,
     forward: Any,
-    teacher: Teacher | None,
-    views: TrainConfig,
-    checkpoint: Path,
+    source: Iterator[Batch],
     options: argparse.Namespace,
     stopping: list[int],
 ) -> None:
     """Trains to the last step, or until `stopping` has an item; writes checkpoints and the log."""
-    config = training.config
+    config, checkpoint = training.config, options.work / "checkpoint.pt"
     training.network.train()
     saved = told = time.monotonic()
     sums: dict[str, float] = {}
     while training.step < config.steps:
-        for name, value in step_of(training, forward, teacher, views).items():
+        for name, value in step_of(training, forward, next(source)).items():
             sums[name] = sums.get(name, 0.0) + value / TOLD
         now = time.monotonic()
         if training.step % TOLD == 0:

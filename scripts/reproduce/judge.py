@@ -111,10 +111,10 @@ def guesses(network: torch.nn.Module, data: TrainingSet, features: np.ndarray) -
 class Likenesses:
     """Compares a network's likenesses between pictures with a teacher's. sets: pictures (N, P, P, 3) uint8 by name."""
 
-    def __init__(self, teacher: Teacher, sets: dict[str, np.ndarray], side: int) -> None:
+    def __init__(self, teacher: Teacher, sets: dict[str, np.ndarray]) -> None:
         self.temperature = Config().temperature
         self.pixels = {name: torch.from_numpy(np.ascontiguousarray(some[:COMPARED])) for name, some in sets.items()}
-        taught = {name: teacher(augment.centre(some, side, COLOUR))[0] for name, some in self.pixels.items()}
+        taught = {name: teacher.of_centres(some)[0] for name, some in self.pixels.items()}
         mean = taught["training pictures"].mean(0)
         self.taught = {name: features - mean for name, features in taught.items()}
 
@@ -208,7 +208,7 @@ def main() -> None:
     if options.teacher:
         drawn, _ = Pictures(options.sets).draw(COMPARED, np.random.default_rng(5))
         some = {"training pictures": drawn, **{name: data.pixels for name, data in choices(options.sets)}}
-        compare = Likenesses(Teacher(options.teacher), some, Config().image_size)
+        compare = Likenesses(Teacher(options.teacher), some)
     for path in options.weights:
         network, colour = network_of(path)
         print(path)

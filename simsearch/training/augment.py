@@ -122,8 +122,17 @@ def sample_augmentation(
     return Augmentation(theta, shift, config.patches == "fixed" and not distorted)
 
 
-def apply_augmentation(views: Augmentation, pixels: Tensor, side: int, colour: ColourStats) -> Tensor:
-    """Cuts the views out of the images: (B, P, P, 3) uint8 -> (B, 3, S, S) float32, normalised, channels last."""
+def apply_augmentation(
+    views: Augmentation,
+    pixels: Tensor,
+    side: int,
+    colour: ColourStats,
+    memory_format: torch.memory_format = torch.channels_last,
+) -> Tensor:
+    """Cuts the views out of the images: (B, P, P, 3) uint8 -> (B, 3, S, S) float32, normalised by `colour`.
+
+    memory_format: how the result is stored.
+    """
     device, stored = pixels.device, pixels.shape[1]
     theta = views.theta.to(device)
     if views.exact:  # indexing is faster than interpolation and keeps the pixel values
@@ -137,9 +146,11 @@ def apply_augmentation(views: Augmentation, pixels: Tensor, side: int, colour: C
     else:
         source = pixels.permute(0, 3, 1, 2).float()
         x = F.grid_sample(source, _grid(theta, side), padding_mode="border", align_corners=False)
+    scale, offset = 1 / colour.std, -colour.mean[None]
     if views.shift is not None:
-        x = x + (views.shift.to(device) @ colour.axes.T)[:, :, None, None]
-    return normalise(x, colour)
+        offset = offset + views.shift.to(device) @ colour.axes.T
+    x = torch.addcmul((offset * scale)[:, :, None, None], x, scale[:, None, None])
+    return x.contiguous(memory_format=memory_format)
 
 
 def _grid(theta: Tensor, side: int) -> Tensor:

@@ -11,22 +11,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from simsearch.errors import SimsearchError
+from simsearch.training import response_norm
 from simsearch.training.config import setting_hint
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from simsearch.training.config import TrainConfig
 
 
 def compile_with_fallback(
-    outputs: Callable[[Tensor], Any], log: Callable[[dict[str, Any]], None]
+    network: nn.Module, outputs: nn.Module, device: torch.device, log: Callable[[dict[str, Any]], None]
 ) -> Callable[[Tensor], Any]:
     """Returns a function that does the same as `outputs`, compiled by torch.compile at the first call.
 
+    On the CPU, only the local response normalisations of a network that has some are compiled: everything else calls
+    library functions, which are as fast without.
     If the first call fails, for example because there is no compiler, the function calls `outputs` uncompiled from then
     on, and writes the reason to the log. If it fails because memory runs out, the error is raised.
-    outputs: the forward pass of a network. log: called with a row of the training's log; see `loop.train`.
+    outputs: the forward pass of `network`. log: called with a row of the training's log; see `loop.train`.
     """
     forward: Callable[[Tensor], Any] | None = None
     for name in ("torch.utils.cpp_extension", "torch._inductor", "torch._dynamo"):  # their warnings are harmless
@@ -36,7 +39,8 @@ def compile_with_fallback(
         nonlocal forward
         if forward is not None:
             return forward(x)
-        forward = torch.compile(outputs)
+        fast = device.type == "cpu" and response_norm.make_fast(network)
+        forward = outputs if fast else torch.compile(outputs)
         try:
             return forward(x)
         except RuntimeError as error:
@@ -49,6 +53,7 @@ def compile_with_fallback(
                     "text": f"torch.compile failed ({reason.strip()[:200]}); training goes on uncompiled, and slower",
                 }
             )
+            response_norm.make_plain(network)
             forward = outputs
             return forward(x)
 

@@ -168,10 +168,10 @@ def test_failed_checkpoint_keeps_previous(data, tmp_path, monkeypatch):
 
 
 def test_training_goes_on_without_compiling(data, tmp_path, monkeypatch):
-    def fails(x):
+    def fails(*x):
         raise RuntimeError("Failed to find C compiler. Please specify via CC")
 
-    monkeypatch.setattr(torch, "compile", lambda module: fails)
+    monkeypatch.setattr(torch, "compile", lambda module, **settings: fails)
     monkeypatch.setattr(training, "WORTH_COMPILING", 0)
     monkeypatch.setenv("CXX", "c++")
     plain, _ = run(data, tmp_path / "plain")
