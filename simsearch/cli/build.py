@@ -152,8 +152,8 @@ def _print_summary(summary: indexing_options.Summary, index_path: str, form: str
     if form == "json":
         echo(json.dumps(dataclasses.asdict(summary)))
         return
-    for folder, reason in summary.unread:
-        note(f"{folder} could not be listed: {reason}")
+    for path, reason in summary.unread:
+        note(f"{path} could not be read: {reason}")
     for reason, count in summary.left_out.items():
         note(f"{count:,} left out: {reason}")
     if summary.unlabelled:

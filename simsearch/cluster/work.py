@@ -5,7 +5,7 @@ They are in the folder `derived/work/` of the index: `images.jsonl` (a line for 
 atomically, and the name of a chunk's file does not depend on the worker, so a chunk that is computed twice still has
 one result. Features are stored as in an index; nothing is pickled.
 
-Letters: D dimension of the features, n images of a chunk that have features.
+Shape letters: D dimension of the features, n images of a chunk that have features.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Finds the exact nearest neighbours of each item of an index, for most other modules of this package.
 
 The *place* of an item is its position, from 0, when all items are sorted by id.
-Letters: n items, k neighbours of each, D dimension of the features.
+Shape letters: n items, k neighbours of each, D dimension of the features.
 """
 
 from __future__ import annotations

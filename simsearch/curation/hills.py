@@ -7,7 +7,7 @@ at its peak divided by the density at its saddle. A hill with low prominence is 
 is ToMATo (Chazal, Guibas, Oudot and Skraba, J. ACM 2013).
 The number of clusters follows from the points, and the same points always give the same clusters.
 
-Letters: n points, G x G' cells of the grid, m cells with a density above 0, p hills.
+Shape letters: n points, G x G' cells of the grid, m cells with a density above 0, p hills.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Berens 2019, section "Initialization"). In large maps, repulsion is interpolated
 2019). The learning rate is n divided by the exaggeration, the factor that increases attraction (Belkina et al. 2019).
 scripts/bench/map.py compares this layout with UMAP and PaCMAP.
 
-Letters: n items, k neighbours of each.
+Shape letters: n items, k neighbours of each.
 """
 
 from __future__ import annotations

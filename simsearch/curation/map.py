@@ -3,7 +3,7 @@
 Positions come from the exact nearest neighbours (`simsearch.curation.layout`), clusters from the positions
 (`simsearch.curation.hills`), names from labels or from a classifier (`simsearch.curation.cluster_names`).
 
-Letters: n items, k neighbours of each.
+Shape letters: n items, k neighbours of each.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ order is the same as in an exact search. Rows at the same distance are ordered b
 The definitions are those of Manning, Raghavan & Schütze, "Introduction to Information Retrieval", section 8.4. Another
 measure, hit@k, is called recall@k in metric learning (Jégou et al. 2011); see `retrieval`.
 
-Letters: N ranked rows, nq queries, b queries of a block, D dimension of the features, R relevant rows of a query.
+Shape letters: N ranked rows, nq queries, b queries of a block, D dimension of the features, R relevant rows of a query.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ The FAISS index holds the features after projection onto fewer dimensions. One v
 feature files; `ann_files` reads these files. Rows that were added after the FAISS index was built are searched exactly.
 Deleted rows are never returned.
 
-Letters: nq queries, k neighbours, n entries, D dimension of the features.
+Shape letters: nq queries, k neighbours, n entries, D dimension of the features.
 """
 
 from __future__ import annotations

@@ -80,7 +80,9 @@ def check_rows(rows: NDArray[Any], covered: int) -> None:
     live = rows[rows >= 0]
     if len(live) and live.max() >= covered:
         raise ValueError(f"it has the row number {live.max()}, but covers only {covered} rows")
-    if len(np.unique(live)) < len(live) or (len(rows) and rows.min() < -1):
+    if len(rows) and rows.min() < -1:
+        raise ValueError(f"it has the row number {rows.min()}; only -1, for a removed row, may be below 0")
+    if len(np.unique(live)) < len(live):
         raise ValueError("it has the same row twice")
 
 

@@ -16,7 +16,7 @@ The grid fills a box. A row outside the box gets the nearest grid point, and its
 point. A query outside the box is first moved to the nearest point of the box, which does not increase its distance to
 any point in the box.
 
-Letters: n rows, D dimension, d components, w = d + 1 bytes of a code.
+Shape letters: n rows, D dimension, d components, w = d + 1 bytes of a code.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ A scan computes in float32 and only finds candidates, whose distances are comput
 more candidates if rounding could hide a nearer row. Only the scan by FAISS maps files into memory; everything else
 reads rows from the files (`simsearch.storage.random_reader`).
 
-Letters: nq queries, k neighbours, D dimension, n rows.
+Shape letters: nq queries, k neighbours, D dimension, n rows.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ devices sum products in float32, the queries are multiplied directly with the fl
 are decoded to float32 first. The results are candidates with a bound on the rounding error of their distances. As after
 a scan on the CPU, `simsearch.search.exact` then computes these distances in float64.
 
-Letters: nq queries, D dimension, n rows, width candidates.
+Shape letters: nq queries, D dimension, n rows, width candidates.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ The rows are divided into c stripes. The first stripe has the rows 0, c, 2c and 
 
 All squared distances of narrow codes are whole numbers below 2^24, which float32 holds exactly.
 
-Letters: nq queries, n rows, w bytes of a code.
+Shape letters: nq queries, n rows, w bytes of a code.
 """
 
 from __future__ import annotations

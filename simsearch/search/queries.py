@@ -1,6 +1,6 @@
 """The types of a query, before and after its picture is decoded, and functions that check and convert queries.
 
-Letters: n queries, v vectors of a query, D dimension, S side of the model's input in pixels.
+Shape letters: n queries, v vectors of a query, D dimension, S side of the model's input in pixels.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ There are two steps. Preparing reads and decodes pictures (`query_images`), in a
 the features that the index has, and computes the other features in one batch. `Engine.search_many` does both. The HTTP
 service prepares each query in the thread of its request, and resolves the queries of several requests in one batch.
 
-Letters: n queries, v vectors of a query, D dimension, S side of the model's input in pixels.
+Shape letters: n queries, v vectors of a query, D dimension, S side of the model's input in pixels.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ a search would read too many rows, the caller has to scan all rows instead.
 
 Codes are points of a grid (see `bounds`). Narrow codes cannot exclude the few rows far outside it, called odd rows.
 
-Letters: nq queries, k neighbours, n rows of the sketch, D dimension, w bytes of a code.
+Shape letters: nq queries, k neighbours, n rows of the sketch, D dimension, w bytes of a code.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ has the codes and errors of up to `PART` rows, from row `first` on. When rows ar
 replaced by a longer file. After that, `meta.json` is written, with the number of encoded rows and a checksum of their
 features.
 
-Letters: n rows, D dimension, w bytes of a code.
+Shape letters: n rows, D dimension, w bytes of a code.
 """
 
 from __future__ import annotations

@@ -140,9 +140,17 @@ def test_compaction_keeps_seals(filler: Filler) -> None:
     assert_right(filler)
 
 
-@pytest.mark.parametrize("rows", [[0, 1, 1], [0, 1, 3], [0, -2, 1], [[0, 1, 2]]])
-def test_sealed_rows_are_checked(rows: list[int]) -> None:
-    with pytest.raises(ValueError, match="row"):
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([0, 1, 1], "the same row twice"),
+        ([0, 1, 3], "the row number 3, but covers only 3"),
+        ([0, -2, 1], "the row number -2"),
+        ([[0, 1, 2]], "not a list of integers"),
+    ],
+)
+def test_sealed_rows_are_checked(rows: list[int], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
         check_rows(np.array(rows, np.int64), 3)
 
 

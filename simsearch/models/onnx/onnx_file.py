@@ -183,6 +183,8 @@ def _chosen(file: OnnxFile, key: str, found: Sequence[Any]) -> Any:
     if wanted is None and len(found) == 1:
         return found[0]
     shown = ", ".join(repr(name[:40]) for name in names[:8])
+    if key == "input" and len(found) > 1 and (wanted is None or wanted in names):
+        raise WeightsError(f"{file.path} needs more than an image: it has the inputs {shown}")
     if wanted is None:
         raise WeightsError(
             f"{file.path} has several {key}s: {shown}",
@@ -190,8 +192,6 @@ def _chosen(file: OnnxFile, key: str, found: Sequence[Any]) -> Any:
         )
     if wanted not in names:
         raise WeightsError(f"{file.path} has no {key} called {wanted[:40]!r}; it has {shown}")
-    if key == "input" and len(found) > 1:
-        raise WeightsError(f"{file.path} needs more than an image: it has the inputs {shown}")
     return found[names.index(wanted)]
 
 
