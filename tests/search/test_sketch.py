@@ -160,8 +160,20 @@ def test_numbers_that_overflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     with filler.engine as engine:
         sketch = loaded(engine)
         assert sketch is not None
-        found = sketch.search(np.full((1, 48), query, np.float32), 3, None, lambda rows, _: engine.shards.read(rows))
-    assert found == [None]
+
+        def read(rows: NDArray[np.int64], out: NDArray[np.float16]) -> NDArray[np.float16]:
+            out[...] = engine.shards.read(rows)
+            return out
+
+        wrong = np.full((1, 48), query, np.float32)
+        right = engine.shards.read(np.arange(12)).astype(np.float32)
+        assert sketch.search(wrong, 3, None, read) == [None]
+        among = sketch.search(np.concatenate([right[:5], wrong, right[5:]]), 3, None, read)
+        alone = [sketch.search(each[None], 3, None, read)[0] for each in right]
+    assert among.pop(5) is None
+    for one, other in zip(among, alone, strict=True):
+        assert one is not None and other is not None
+        assert one.rows.tolist() == other.rows.tolist() and one.distances.tolist() == other.distances.tolist()
 
 
 def test_damaged_rows_are_never_excluded() -> None:
