@@ -16,8 +16,9 @@ them while they are trained a little further; the fourth writes and measures the
 WORK/NAME gets `checkpoint.pt`, every few minutes and when the process is told to end (exit code 75), and `log.jsonl`.
 Batches depend on the seed and the step alone, so a stopped training goes on as if it had not been.
 
-The weights that ship learnt at `--rate 0.08`; lately with `--regression 4 --orthogonal 0.15 --coarse 0.25`, while the
-rate fell with `--peaks 0.01`, under `teacher.py --name lite2 --side 192`. `docs/weights-log.md` tells all trials.
+The weights that ship learnt at `--rate 0.08`, then with `--regression 4 --orthogonal 0.15 --coarse 0.25`, while the
+rate fell with `--peaks 0.01`, under `teacher.py --name lite2 --side 192`; lately in the same way from `--begin` on,
+with `--rate 0.05` falling all the time, `--noise 0.2` and `--dropout 0.05`. `docs/weights-log.md` tells all trials.
 
 `--objective labels` learns from labels alone, of the pictures whose label is one of ImageNet's 1000, without a teacher.
 `--begin FILE.safetensors` begins with weights without normalisation, which may be of a smaller `--image-size`.
