@@ -9,6 +9,7 @@ Shape letters: B images in a batch, C channels, H height, W width, R = B * H * W
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,6 +58,15 @@ def _after_sum(gradient: Tensor, x: Tensor, energy: Tensor, total: Tensor) -> Te
     return change.to(x.dtype)
 
 
+PARTS: tuple[Function, ...] = (_square, _output, _before_sum, _after_sum)
+
+
+@functools.cache
+def _compiled(compile_part: Callable[..., Function]) -> tuple[Function, ...]:
+    """Returns `PARTS` compiled: once for all layers, because every call of torch.compile compiles anew."""
+    return tuple(compile_part(part, dynamic=False) for part in PARTS)
+
+
 def _rows(x: Tensor) -> Tensor:
     """Returns (B, C, H, W) as (R, C), without a copy if channels are stored last."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
@@ -96,8 +106,7 @@ class FastResponseNorm(nn.Module):
     def __init__(self, compiled: bool = True) -> None:
         """compiled: fuses the operations on single values by torch.compile, which needs a C++ compiler."""
         super().__init__()
-        parts: tuple[Function, ...] = (_square, _output, _before_sum, _after_sum)
-        self.parts = tuple(torch.compile(part, dynamic=False) for part in parts) if compiled else parts
+        self.parts = _compiled(torch.compile) if compiled else PARTS
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
