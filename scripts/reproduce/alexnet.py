@@ -377,7 +377,8 @@ def train(config: Config, options: argparse.Namespace) -> None:
     training = begin(config, options, pictures, teacher.width if teacher else 1)
     config = training.config
     views = TrainConfig(patches="scaled", smallest_patch=config.smallest_patch, colour=config.colour)
-    make_fast(training.network, options.compile)
+    if options.compile:
+        make_fast(training.network)
     forward = Outputs(training.network)
     print(f"{len(pictures):,} pictures of {len(pictures.names)} sources; from step {training.step}", flush=True)
     known = training.step or options.begin

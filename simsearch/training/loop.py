@@ -31,7 +31,7 @@ from simsearch.training.config import TrainConfig, setting_hint
 from simsearch.training.device import autocast_context, compile_with_fallback, within_memory
 from simsearch.training.distributed import ProcessGroup
 from simsearch.training.losses import length_loss, neighbour_loss, similarity_loss
-from simsearch.training.response_norm import make_plain
+from simsearch.training.response_norm import plain_afterwards
 from simsearch.training.state import TrainingState
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def train(
     colour, state = colour.to(device), training.state
     saver = _CheckpointWriter(training, world, checkpoint, facts, checkpoint_seconds)
     rate = _Rate(batch, state.step)
-    with autocast_context(config, device) as mixed, within_memory(batch, device):
+    with autocast_context(config, device) as mixed, within_memory(batch, device), plain_afterwards(network):
         for item in batches(data, training, world, batch):
             loss = _step(training, world, forward, mixed, colour, item)
             at_end = state.step % training.steps_per_epoch == 0
@@ -130,7 +130,6 @@ def train(
                 raise TrainingInterruptedError(
                     f"stopped at {place}", hint="resume=True continues", shell_hint="--resume continues"
                 )
-    make_plain(network)
     training.apply_average()
     network.eval()
     return state.seconds

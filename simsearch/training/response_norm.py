@@ -9,6 +9,7 @@ Shape letters: B images in a batch, C channels, H height, W width, R = B * H * W
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from torch import nn
 from simsearch.models.networks.alexnet import LocalResponseNorm, local_response_norm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -63,7 +64,7 @@ PARTS: tuple[Function, ...] = (_square, _output, _before_sum, _after_sum)
 
 @functools.cache
 def _compiled(compile_part: Callable[..., Function]) -> tuple[Function, ...]:
-    """Returns `PARTS` compiled: once for all layers, because every call of torch.compile compiles anew."""
+    """Returns `PARTS` compiled: once for all layers, because each call of torch.compile would compile them again."""
     return tuple(compile_part(part, dynamic=False) for part in PARTS)
 
 
@@ -126,6 +127,15 @@ def make_fast(network: nn.Module, compiled: bool = True) -> bool:
 def make_plain(network: nn.Module) -> None:
     """Undoes `make_fast`."""
     _replace(network, FastResponseNorm, LocalResponseNorm)
+
+
+@contextlib.contextmanager
+def plain_afterwards(network: nn.Module) -> Iterator[None]:
+    """Undoes `make_fast` at the end of the block, also after an error."""
+    try:
+        yield
+    finally:
+        make_plain(network)
 
 
 def _replace(network: nn.Module, kind: type[nn.Module], make: Callable[[], nn.Module]) -> bool:
