@@ -11,10 +11,11 @@ clone of every repository of `pictures.tsv` beside this script, as OWNER+NAME, O
 FILE has more 64-bit difference hashes, a line each in hexadecimal, of pictures that must not be trained on.
 
 A photograph is left out if its content was seen, if it is tiny, flat, long or broken, if its difference hash is within
-3 bits of one that was kept, or within 4 of a picture that judges: of a validation or test set, of Corel or clothing, of
-FILE, or of the repositories with the role `choice`. Out come shards of at most 40 MB, `shard-000.zip`, of JPEGs with a
-short side of 160 pixels or less, `manifest.tsv` (a row a photograph), and `counts.tsv`. Each source is skipped if the
-manifest has it, so an interrupted run goes on. Nothing of this is redistributed or needed to use simsearch.
+3 bits of one that was kept and its colours are the same, or if the hash is within 4 bits of a picture that judges: of a
+validation or test set, of Corel or clothing, of FILE, or of the repositories with the role `choice`. Out come shards of
+at most 40 MB, `shard-000.zip`, of JPEGs with a short side of 160 pixels or less, `manifest.tsv` (a row a photograph),
+and `counts.tsv`. Each source is skipped if the manifest has it, so an interrupted run goes on. Nothing of this is
+redistributed or needed to use simsearch.
 """
 
 from __future__ import annotations
@@ -42,44 +43,49 @@ if __name__ == "__main__":  # in .venv, whichever Python was called
 
     reexecute()
 
-from hashes import Near, difference_hash
+from hashes import Alike, Near, difference_hash, mean_colours
 from PIL import Image, ImageStat
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 SHORT, LONG = 160, 320
-SMALLEST, SMALLEST_PACKED, LONGEST, FLATTEST = 120, 48, 3.0, 6.0
+SMALLEST, LONGEST, FLATTEST = 120, 3.0, 6.0
 SHARD = 39_000_000
 JUDGES = ("tiny-imagenet/val.zip", "imagenette160/val.zip", "cifar10/test.zip", "corel", "clothing")
-COLUMNS = ("shard", "member", "source", "role", "path", "content", "hash", "width", "height", "label")
+COLUMNS = ("shard", "member", "source", "role", "path", "content", "hash", "colours", "width", "height", "label")
 Image.MAX_IMAGE_PIXELS = 80_000_000
 
 
 @dataclass(frozen=True)
 class Photo:
-    """The outcome for a picture: why it is left out, or the hash of its bytes, its difference hash, width and height,
-    and a file with it."""
+    """The outcome for a picture: why it is left out, or the hash of its bytes, its difference hash, mean colours, width
+    and height, and a file with it."""
 
     path: str
     reason: str = ""
     content: str = ""
     hash: int = 0
+    colours: bytes = b""
     size: tuple[int, int] = (0, 0)
     encoded: bytes = b""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A row of pictures.tsv: where pictures come from, what for, and how large a share of a batch they are."""
+    """A row of pictures.tsv: where pictures come from, what for, and how large a share of a batch they are.
+
+    most: how many pictures are taken at most; 0 for all. smallest: shorter sides below this are left out.
+    """
 
     name: str
     role: str
     share: float
     include: str
     most: int
+    smallest: int
 
     @property
     def packed(self) -> bool:
-        """True for an archive of the data folder, which may have small pictures; False for a repository."""
+        """True for an archive of the data folder; False for a repository."""
         return self.name.endswith(".zip")
 
 
@@ -88,7 +94,14 @@ def origins() -> list[Origin]:
     with Path(__file__).with_name("pictures.tsv").open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     found = [
-        Origin(row["repository"], row["role"], float(row["share"]), row["include"], int(row["most"] or 0))
+        Origin(
+            row["repository"],
+            row["role"],
+            float(row["share"]),
+            row["include"],
+            int(row["most"] or 0),
+            int(row["smallest"] or SMALLEST),
+        )
         for row in rows
     ]
     return sorted(found, key=lambda origin: (origin.role != "choice", "tiny" in origin.name))
@@ -196,7 +209,8 @@ def process(task: tuple[str, int, list[tuple[str, str]]]) -> list[Photo]:
         else:
             picture.save(buffer, "JPEG", quality=88)
         digest = hashlib.sha256(content).hexdigest()[:24]
-        found.append(Photo(path, "", digest, difference_hash(picture), picture.size, buffer.getvalue()))
+        hash_, colours = difference_hash(picture), mean_colours(picture)
+        found.append(Photo(path, "", digest, hash_, colours, picture.size, buffer.getvalue()))
     return found
 
 
@@ -271,11 +285,14 @@ def held_out(origin: Origin, path: str) -> bool:
 def lay_out(data: Path, snapshots: Path, out: Path, hashes: Path | None, processes: int, most: int) -> None:
     """Every source into shards, or `most` pictures of each, evenly spaced."""
     out.mkdir(parents=True, exist_ok=True)
-    shards, judges, kept = Shards(out), judging(data, hashes), Near(3)
+    shards, judges, kept = Shards(out), judging(data, hashes), Alike(3, 16)
     contents: set[str] = set()
     for row in shards.past:
         contents.add(row["content"])
-        (judges if row["role"] == "choice" else kept).add(int(row["hash"], 16))
+        if row["role"] == "train":
+            kept.add(int(row["hash"], 16), bytes.fromhex(row["colours"]))
+        else:
+            judges.add(int(row["hash"], 16))
     done = {row["source"] for row in shards.past}
     with Pool(processes) as pool:
         for origin in origins():
@@ -286,8 +303,7 @@ def lay_out(data: Path, snapshots: Path, out: Path, hashes: Path | None, process
             if most and len(found) > most:
                 found = [found[n * len(found) // most] for n in range(most)]
             place = str(data / origin.name if origin.packed else git_folder(snapshots, origin.name))
-            smallest = SMALLEST_PACKED if origin.packed else SMALLEST
-            tasks = [(place, smallest, found[n : n + 50]) for n in range(0, len(found), 50)]
+            tasks = [(place, origin.smallest, found[n : n + 50]) for n in range(0, len(found), 50)]
             for some in pool.imap(process, tasks):
                 for photo in some:
                     counts[keep(photo, origin, shards, judges, kept, contents)] += 1
@@ -299,7 +315,7 @@ def lay_out(data: Path, snapshots: Path, out: Path, hashes: Path | None, process
             print(line, flush=True)
 
 
-def keep(photo: Photo, origin: Origin, shards: Shards, judges: Near, kept: Near, contents: set[str]) -> str:
+def keep(photo: Photo, origin: Origin, shards: Shards, judges: Near, kept: Alike, contents: set[str]) -> str:
     """Puts a photograph into the shards unless there is a reason not to; the reason, or what it is kept for."""
     if photo.reason:
         return photo.reason
@@ -308,10 +324,13 @@ def keep(photo: Photo, origin: Origin, shards: Shards, judges: Near, kept: Near,
         return "seen"
     if role == "train" and photo.hash in judges:
         return "judges"
-    if photo.hash in kept:
+    if kept.has(photo.hash, photo.colours):
         return "alike"
     contents.add(photo.content)
-    (kept if role == "train" else judges).add(photo.hash)
+    if role == "train":
+        kept.add(photo.hash, photo.colours)
+    else:
+        judges.add(photo.hash)
     suffix = "jpg" if photo.encoded[:2] == b"\xff\xd8" else "webp" if photo.encoded[8:12] == b"WEBP" else "png"
     facts = (
         origin.name,
@@ -319,6 +338,7 @@ def keep(photo: Photo, origin: Origin, shards: Shards, judges: Near, kept: Near,
         photo.path,
         photo.content,
         f"{photo.hash:016x}",
+        photo.colours.hex(),
         *photo.size,
         Path(photo.path).parent.name,
     )

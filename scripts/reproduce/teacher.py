@@ -8,7 +8,8 @@ PICTURES.npy holds (N, P, P, 3) uint8, N at least 768: 256 give the ranges of th
 Out come OUT/NAME-SIDE.onnx, in float32, and OUT/NAME-SIDE-int8.onnx, with weights in a scale a channel; printed are
 images/s of both, and how far they agree: the cosine of their features, the first guess of 1000, the six nearest of 512.
 Beside each is the .json file with which `simsearch build --model` takes it. --plain leaves out the 8-bit file, and does
-not read PICTURES.npy.
+not read PICTURES.npy. --narrow makes weights of 7 bits, for processors without VNNI, whose sums of two products of
+8 bits saturate (there the cosine is 0.986 with 7 bits, 0.972 with 8).
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ def settings(path: Path, side: int) -> None:
     path.with_suffix(".json").write_text(json.dumps(values, indent=1) + "\n")
 
 
-def quantise(path: Path, output: Path, pictures: np.ndarray) -> None:
-    """Writes the 8-bit file: activations unsigned, weights signed, a scale for each output channel."""
+def quantise(path: Path, output: Path, pictures: np.ndarray, narrow: bool) -> None:
+    """Writes the 8-bit file: activations unsigned, weights signed, of 7 bits if `narrow`, a scale for each channel."""
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -98,6 +99,7 @@ def quantise(path: Path, output: Path, pictures: np.ndarray) -> None:
         Reader(),
         quant_format=quantization.QuantFormat.QDQ,
         per_channel=True,
+        reduce_range=narrow,
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
     )
@@ -130,6 +132,7 @@ def main() -> None:
     parser.add_argument("--name", default="lite0", choices=["lite0", "lite1", "lite2"])
     parser.add_argument("--side", type=int, default=128, help="a multiple of 32")
     parser.add_argument("--plain", action="store_true", help="only the float32 file")
+    parser.add_argument("--narrow", action="store_true", help="weights of 7 bits, for processors without VNNI")
     options = parser.parse_args()
     if options.plain:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -145,7 +148,7 @@ def main() -> None:
     export(options.name, options.side, plain)
     for path in (plain, small):
         settings(path, options.side)
-    quantise(plain, small, pictures[:CALIBRATION])
+    quantise(plain, small, pictures[:CALIBRATION], options.narrow)
     (features, logits), rate = run(plain, pictures[CALIBRATION:])
     (near, guesses), quick = run(small, pictures[CALIBRATION:])
     cosine = (features * near).sum(1) / np.linalg.norm(features, axis=1) / np.linalg.norm(near, axis=1)

@@ -37,6 +37,14 @@ def photo(seed, size=(200, 180)):
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
 
 
+def shirt(colour):
+    """A shirt on white. All colours have one difference hash."""
+    picture = Image.new("RGB", (200, 250), "white")
+    for box in ((60, 60, 140, 220), (20, 60, 180, 110)):
+        picture.paste(colour, box)
+    return picture
+
+
 def encoded(picture, kind="JPEG"):
     buffer = io.BytesIO()
     picture.save(buffer, kind)
@@ -60,6 +68,9 @@ def laid_out(script, tmp_path, monkeypatch):
         "big.jpg": encoded(photo(3, (800, 640))),
         "one-again.jpg": encoded(photo(1)),
         "one-smaller.jpg": encoded(photo(1, (190, 170))),
+        "red.png": encoded(shirt("red"), "BMP"),
+        "blue.png": encoded(shirt("blue"), "BMP"),
+        "red-again.jpg": encoded(shirt("red").resize((400, 500))),
         "judges.jpg": encoded(photo(100)),
         "listed.jpg": encoded(photo(101)),
         "choice-again.jpg": encoded(photo(50)),
@@ -83,9 +94,9 @@ def laid_out(script, tmp_path, monkeypatch):
     hashes = tmp_path / "hashes.txt"
     hashes.write_text(f"{script.difference_hash(photo(101)) ^ 5:016x}\n")
     table = [
-        script.Origin("b/choices", "choice", 0, "", 0),
-        script.Origin("a/photos", "train", 2, "", 0),
-        script.Origin("imagenette160/train.zip", "train", 3, "", 0),
+        script.Origin("b/choices", "choice", 0, "", 0, 120),
+        script.Origin("a/photos", "train", 2, "", 0, 120),
+        script.Origin("imagenette160/train.zip", "train", 3, "", 0, 48),
     ]
     monkeypatch.setattr(script, "origins", lambda: table)
     script.lay_out(data, snapshots, out, hashes, 1, 0)
@@ -100,12 +111,13 @@ def rows_of(out):
 def test_what_is_left_out(laid_out):
     rows = rows_of(laid_out[2])
     kept = sorted(row["path"] for row in rows if row["source"] == "a/photos")
-    assert len(kept) == 3
-    assert kept[0] == "big.jpg"
-    assert kept[1].startswith("one")
-    assert kept[2] == "two.png"
+    assert len(kept) == 5
+    assert kept[:2] == ["big.jpg", "blue.png"]
+    assert kept[2].startswith("one")
+    assert kept[3].startswith("red")
+    assert kept[4] == "two.png"
     counts = (laid_out[2] / "counts.tsv").read_text()
-    assert "alike 1, broken 1, flat 1, judges 2, long 1, seen 2, tiny 1, train 3" in counts
+    assert "alike 2, broken 1, flat 1, judges 2, long 1, seen 2, tiny 1, train 5" in counts
     assert [row["role"] for row in rows if row["source"] == "b/choices"] == ["choice", "choice"]
     roles = {row["role"] for row in rows if row["source"].endswith("train.zip")}
     assert roles == {"train", "held-out"}
@@ -127,7 +139,7 @@ def test_unpacked_arrays_and_shares(script, laid_out, tmp_path, monkeypatch):
     arrays = importlib.import_module("arrays")
     monkeypatch.setattr(arrays, "origins", script.origins)
     arrays.unpack(laid_out[2], sets, 32, 1)
-    assert np.load(sets / "a+photos.npy").shape == (3, 32, 32, 3)
+    assert np.load(sets / "a+photos.npy").shape == (5, 32, 32, 3)
     assert (sets / "imagenette160+train.labels.txt").read_text().split() == ["n1"] * len(
         np.load(sets / "imagenette160+train.npy")
     )
@@ -159,6 +171,17 @@ def test_near_finds_a_few_bits_and_no_more(script):
         places = random.choice(64, bits, replace=False)
         other = 0x0123456789ABCDEF ^ sum(1 << int(place) for place in places)
         assert (other in near) == (bits <= 4)
+
+
+def test_colours_tell_goods_of_one_shape_apart(script):
+    red, blue = shirt("red"), shirt("blue")
+    assert (script.difference_hash(red) ^ script.difference_hash(blue)).bit_count() <= 3
+    alike = script.Alike(3, 16)
+    alike.add(script.difference_hash(red), script.mean_colours(red))
+    darker = red.point(lambda level: level * 15 // 16)
+    assert alike.has(script.difference_hash(darker), script.mean_colours(darker))
+    assert not alike.has(script.difference_hash(blue), script.mean_colours(blue))
+    assert not alike.has(script.difference_hash(photo(1)), script.mean_colours(red))
 
 
 def test_training_begins_with_the_features_of_the_weights(script):
