@@ -58,6 +58,7 @@ from simsearch.models.networks.configs import AlexNetConfig
 from simsearch.training import augment, batch_norm
 from simsearch.training.compression import Compressor
 from simsearch.training.config import TrainConfig
+from simsearch.training.device import has_bf16
 from simsearch.training.losses import length_loss, peak_loss
 from simsearch.training.orthogonal import OrthogonalMomentum
 from simsearch.training.response_norm import make_fast
@@ -184,6 +185,12 @@ def learning_rate(config: Config, step: int) -> float:
     return config.rate * min(1.0, left) * min(1.0, (step + 1) / config.warmup)
 
 
+def precision() -> torch.autocast:
+    """The context of the network: bfloat16 if the processor has instructions for it, which is many times faster, or
+    else float32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=has_bf16(torch.device("cpu")))
+
+
 def soft_label_loss(logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
     """T^2 times the divergence of two softmaxes at temperature T (Hinton et al. 2015), a scalar."""
     near, target = (logits.float() / temperature).log_softmax(1), (taught / temperature).log_softmax(1)
@@ -205,7 +212,7 @@ class Head(nn.Module):
 
     def forward(self, features: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
         """The mean of 1 - cosine, a scalar."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with precision():
             guess = self.linear(F.normalize(features.float(), dim=1))
         return 1 - F.cosine_similarity(guess.float(), taught, dim=1).mean()
 
@@ -314,7 +321,7 @@ def step_of(training: Training, forward: Any, batch: Batch) -> dict[str, float]:
     torch.manual_seed(config.seed * 1_000_033 + training.step)  # dropout
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate(config, training.step)
-    with torch.autocast("cpu", torch.bfloat16):
+    with precision():
         features, logits = forward(batch.shown)
     parts = {"even": config.lengths * length_loss(features)}
     if config.peaks:
@@ -358,7 +365,7 @@ def fit_head(training: Training, teacher: Teacher, batches: int = 24) -> None:
     for _ in range(batches):
         pixels = torch.from_numpy(training.pictures.draw(config.batch, random)[0])
         x = augment.centre(pixels, config.image_size, COLOUR)
-        with torch.autocast("cpu", torch.bfloat16):
+        with precision():
             features = training.network.features(x)
         found.append((features, teacher.of_centres(pixels)[0]))
     training.pictures.drawn = drawn

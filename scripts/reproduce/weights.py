@@ -56,7 +56,7 @@ from simsearch.training import job, publish, run
 from simsearch.training.augment import ColourStats
 from simsearch.training.config import PRESETS, TrainConfig
 from simsearch.training.data import TrainingSet
-from simsearch.training.device import compile_with_fallback
+from simsearch.training.device import compile_with_fallback, has_bf16
 from simsearch.training.loop import accuracy, train
 
 HELD_OUT = 2048
@@ -164,7 +164,7 @@ def teach(data: TrainingSet, work: Path, device: torch.device) -> TrainingSet | 
         network = network.to(memory_format=torch.channels_last)
         pooled = compile_with_fallback(lambda x: network.extract_features(x).mean((2, 3)), say("teacher"))
         rows = []
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device)):
             for start in range(0, len(data), 64):
                 x = torch.from_numpy(data.pixels[start : start + 64]).to(device).permute(0, 3, 1, 2).float()
                 x = F.interpolate(x, (TEACHER_SIDE, TEACHER_SIDE), mode="bicubic", align_corners=False)
