@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from simsearch.training.device import product_dtype
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -24,12 +26,13 @@ Five rounds bring any singular value between 0.001 and 1 into the range 0.7 to 1
 
 
 def orthogonalise(matrix: Tensor, rounds: int = 5) -> Tensor:
-    """Returns an (M, N) bfloat16 matrix with the singular vectors of `matrix` (M, N) and singular values near 1.
+    """Returns an (M, N) matrix with the singular vectors of `matrix` (M, N) and singular values near 1.
 
+    The result is bfloat16 if the device has instructions for bfloat16, or else float32.
     rounds: how often the polynomial is applied.
     """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x: Tensor = (wide / (wide.norm() + 1e-12)).bfloat16()
+    x: Tensor = (wide / (wide.norm() + 1e-12)).to(product_dtype(matrix.device))
     a, b, c = POLYNOMIAL
     for _ in range(rounds):
         gram = x @ x.T

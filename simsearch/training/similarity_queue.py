@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from simsearch.training.device import product_dtype
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -23,15 +25,18 @@ if TYPE_CHECKING:
 class SimilarityQueue(nn.Module):
     """Computes the loss, and stores the features of the last Q pictures: the student's (Q, D) and the teacher's (Q, T).
 
-    The features have unit length and are stored as bfloat16, for fast matrix products. They are buffers of a module, so
-    `state_dict` returns the queue for a checkpoint.
+    The features have unit length. They are buffers of a module, so `state_dict` returns the queue for a checkpoint.
+    dtype: the dtype of the queue and of its matrix products; by default, the fastest on this processor.
     """
 
-    def __init__(self, size: int, student: int, teacher: int, temperature: float) -> None:
+    def __init__(
+        self, size: int, student: int, teacher: int, temperature: float, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         self.size, self.temperature = size, temperature
-        self.register_buffer("students", torch.zeros(size, student, dtype=torch.bfloat16))
-        self.register_buffer("teachers", torch.zeros(size, teacher, dtype=torch.bfloat16))
+        kind = dtype or product_dtype(torch.device("cpu"))
+        self.register_buffer("students", torch.zeros(size, student, dtype=kind))
+        self.register_buffer("teachers", torch.zeros(size, teacher, dtype=kind))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.students: Tensor
         self.teachers: Tensor
@@ -56,8 +61,8 @@ class SimilarityQueue(nn.Module):
     def add(self, student: Tensor, teacher: Tensor) -> None:
         """Puts the features of a batch into the queue, in place of the oldest features; arguments as in `forward`."""
         places = (torch.arange(len(student), device=student.device) + self.seen) % self.size
-        self.students[places] = F.normalize(student.float(), dim=1).bfloat16()
-        self.teachers[places] = F.normalize(teacher.float(), dim=1).bfloat16()
+        self.students[places] = F.normalize(student.float(), dim=1).to(self.students.dtype)
+        self.teachers[places] = F.normalize(teacher.float(), dim=1).to(self.teachers.dtype)
         self.seen += len(student)
 
     def _nearness(self, batch: Tensor, queue: Tensor) -> Tensor:
@@ -66,7 +71,7 @@ class SimilarityQueue(nn.Module):
         batch: (B, D) and queue: (Q, D), of unit length. The cosines are divided by the temperature. A picture's cosine
         with itself is replaced by -1e4, so that its probability is 0.
         """
-        low = batch.bfloat16()
+        low = batch.to(queue.dtype)
         itself = torch.eye(len(batch), dtype=torch.bool, device=batch.device)
         within = (low @ low.T).float().masked_fill(itself, -1e4)
         return torch.cat([within, (low @ queue.T).float()], 1) / self.temperature

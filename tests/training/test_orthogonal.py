@@ -1,11 +1,16 @@
 """Momentum made orthogonal, for the kernels of convolutions."""
 
+import pytest
 import torch
 
+from simsearch.training import device
 from simsearch.training.orthogonal import OrthogonalMomentum, orthogonalise
 
 
-def test_singular_values_come_near_one():
+@pytest.mark.parametrize("bf16", [True, False])
+def test_singular_values_come_near_one(bf16, monkeypatch):
+    monkeypatch.setattr(device, "has_bf16", lambda _: bf16)
+    assert orthogonalise(torch.eye(2)).dtype == (torch.bfloat16 if bf16 else torch.float32)
     torch.manual_seed(0)
     for rows, columns in ((12, 40), (40, 12)):
         matrix = torch.randn(rows, columns) * torch.logspace(0, -1.5, columns)

@@ -1,5 +1,6 @@
 """The teacher's likenesses over a queue of the pictures seen last."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -18,16 +19,18 @@ def by_hand(student, teacher, students, teachers, temperature):
     return total / len(student)
 
 
-def test_loss_is_divergence_over_batch_and_queue():
+@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.02), (torch.float32, 1e-4)])
+def test_loss_is_divergence_over_batch_and_queue(dtype, error):
     torch.manual_seed(0)
-    queue = SimilarityQueue(32, 8, 6, 0.5)
+    queue = SimilarityQueue(32, 8, 6, 0.5, dtype)
     pairs = [(torch.randn(10, 8), torch.randn(10, 6)) for _ in range(3)]
     queue.add(*pairs[0])
     queue.add(*pairs[1])
     unit = [(F.normalize(a), F.normalize(b)) for a, b in pairs]
     students, teachers = (torch.cat([unit[0][n], unit[1][n]]) for n in (0, 1))
     expected = by_hand(*unit[2], students, teachers, 0.5)
-    assert abs(float(queue(*pairs[2])) - expected) < 0.02 * expected  # bfloat16 products
+    assert abs(float(queue(*pairs[2])) - expected) < error * expected
+    assert queue.students.dtype == queue.teachers.dtype == dtype
 
 
 def test_the_oldest_leave_the_queue():
