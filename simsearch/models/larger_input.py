@@ -24,6 +24,20 @@ FIRST_HIDDEN = "hidden.1.weight"
 """The name of the first hidden layer's weights."""
 
 
+def interpolation(old: int, new: int) -> NDArray[np.float32]:
+    """Returns the matrix (new, old) that interpolates weights along one side of the maps, from `old` to `new` places.
+
+    Its transpose does the opposite for maps: weights of the old size times maps that were multiplied by the transpose
+    on both sides equal enlarged weights times the maps.
+    """
+    places = np.linspace(0, old - 1, new)
+    shares: NDArray[np.float32] = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(old)[None, :])).astype(
+        np.float32
+    )
+    shares *= old / new
+    return shares
+
+
 def enlarged(weight: NDArray[np.float32], channels: int, flat: int) -> NDArray[np.float32]:
     """Returns the weights of a linear layer over maps of side s, interpolated for maps of another side t.
 
@@ -36,10 +50,9 @@ def enlarged(weight: NDArray[np.float32], channels: int, flat: int) -> NDArray[n
         raise ValueError(f"weights for {weight.shape[1]} inputs cannot be enlarged to {flat} inputs")
     if old == new:
         return weight
-    places = np.linspace(0, old - 1, new)
-    between = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(old)[None, :])).astype(np.float32) * (old / new)
+    between = interpolation(old, new)
     maps = weight.reshape(len(weight), channels, old, old)
-    return np.ascontiguousarray(between @ maps @ between.T).reshape(len(weight), flat)
+    return np.ascontiguousarray(between @ maps @ between.T, np.float32).reshape(len(weight), flat)
 
 
 def enlarge(

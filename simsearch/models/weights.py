@@ -121,8 +121,13 @@ def _list(values: Any, *kinds: type) -> tuple[Any, ...]:
     return tuple(_typed(value, *kinds) for value in _typed(values, list))
 
 
-def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Returns all weights, by parameter name, as dense float32 arrays. Raises WeightsError if they cannot be read."""
+def read_tensors(path: Path, *, as_trained: bool = False) -> dict[str, NDArray[np.float32]]:
+    """Returns all weights, by parameter name, as dense float32 arrays.
+
+    as_trained: True to return the weights as they are stored, for input of the size that they were trained with, even
+    if the network takes larger input.
+    Raises WeightsError if they cannot be read.
+    """
     entry = _read_entry(path)
     encoding = entry.get("encoding", {})
     try:
@@ -140,7 +145,7 @@ def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(f"{path}: tensor {name} is incomplete: {error}") from error
-    if entry.get("trained_at"):
+    if entry.get("trained_at") and not as_trained:
         try:
             larger_input.enlarge(tensors, entry["architecture"], entry["arguments"], largest_network(path))
         except (KeyError, TypeError, ValueError) as error:
