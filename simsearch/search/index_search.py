@@ -20,7 +20,7 @@ from simsearch.search.queries import Picture, as_list, as_variants, as_vectors
 from simsearch.search.query_images import LazySnapshot
 from simsearch.search.query_vectors import QueryResolver, existing_rows
 from simsearch.search.results import Matches
-from simsearch.search.searcher import Searcher
+from simsearch.search.searcher import Searcher, known_neighbours
 from simsearch.search.similarity import Scale
 from simsearch.storage import item_files
 from simsearch.storage.filters import Where
@@ -77,7 +77,13 @@ class IndexSearch:
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Returns the ids and distances of the k nearest items of each vector; see `Engine.neighbours`."""
         queries = as_vectors(vectors, self.index.meta.dimension)
+        known = self.snapshots.known() if where is None else None
+        found = None if known is None else known_neighbours(known, queries, k, exact)
+        if found is not None:
+            return found
         with self.index.reading() as reader:
+            if where is None:
+                self.snapshots.learn(reader, len(queries))
             return self._searcher(reader).neighbours(queries, k, where, exact)
 
     def stored_features(self, key: int | bytes) -> NDArray[np.float32] | None:

@@ -19,7 +19,7 @@ from simsearch.storage.filters import Where, conditions
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from simsearch.storage.protocols import ApproximateSearch, FeatureReader, ItemReader, SearchSnapshot
+    from simsearch.storage.protocols import ApproximateSearch, FeatureReader, ItemReader, KnownRows, SearchSnapshot
     from simsearch.storage.reader import Item
 
 NEAR_IDENTICAL = 0.25
@@ -128,12 +128,7 @@ class Searcher:
         known = (
             self.reader.ids_at(np.unique(np.concatenate(several)) if len(several) > 1 else several[0]) if found else {}
         )
-        ids, distances = np.full((len(found), k), -1, np.int64), np.full((len(found), k), np.inf)
-        for number, near in enumerate(found):
-            named = np.array([known[row] for row in near.rows.tolist()], np.int64)
-            order = np.lexsort((named, near.distances))[:k]
-            ids[number, : len(order)], distances[number, : len(order)] = named[order], near.distances[order]
-        return ids, distances
+        return _nearest_ids(found, k, lambda rows: np.array([known[row] for row in rows.tolist()], np.int64))
 
     def _permitted(self, where: Where | None) -> NDArray[np.int64] | None:
         """Returns the rows of the items that meet the conditions; None for all rows."""
@@ -201,6 +196,40 @@ class Searcher:
             vectors.append(vector)
             digests.add(items[row].digest)
         return kept
+
+
+def known_neighbours(
+    known: KnownRows, queries: NDArray[np.float32], k: int, exact: bool
+) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
+    """Returns what `Searcher.neighbours` returns for all items, without the index's database.
+
+    Returns None if too many neighbours are asked for or if the index is damaged; `Searcher.neighbours` then says so.
+    """
+    k = checked_k(k)
+    if k * len(queries) > MOST_NEIGHBOURS:
+        return None
+    structure = known.structure
+    if structure is None or exact or not structure.can_answer(known.flat, k, known.live):
+        found = known.flat.search(queries, k, known.live)
+    else:
+        found = structure.search(known.flat, queries, k, known.live)
+    ids, distances = _nearest_ids(found, k, known.ids.__getitem__)
+    return None if (ids[np.isfinite(distances)] < 0).any() else (ids, distances)
+
+
+def _nearest_ids(
+    found: Sequence[Neighbours], k: int, ids_of: Callable[[NDArray[np.int64]], NDArray[np.int64]]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Returns the ids and distances of the k nearest of each query's neighbours, both (nq, k), as `neighbours` does.
+
+    ids_of: returns the ids of the items in (n,) rows.
+    """
+    ids, distances = np.full((len(found), k), -1, np.int64), np.full((len(found), k), np.inf)
+    for number, near in enumerate(found):
+        named = ids_of(near.rows)
+        order = np.lexsort((named, near.distances))[:k]
+        ids[number, : len(order)], distances[number, : len(order)] = named[order], near.distances[order]
+    return ids, distances
 
 
 def _checked_distance(farthest: float | None) -> float | None:

@@ -9,14 +9,16 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from simsearch.common.lazy import LazyModule
 from simsearch.errors import SimsearchError
 from simsearch.models.onnx import runtime
 from simsearch.search.exact import FlatIndex
 from simsearch.storage.derived import structure_folder
+from simsearch.storage.protocols import KnownRows
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from simsearch.images.sources.resolve import Sources
@@ -49,6 +51,11 @@ class Snapshot:
     sources: Sources
 
 
+PER_ROW = 100
+"""The ids of all rows are read after one query for this number of rows. Reading takes as long as these queries would
+spend on reading their ids one by one."""
+
+
 class Snapshots:
     """Provides snapshots of an index for searches: the same snapshot until the index changes. Safe for many threads.
 
@@ -61,6 +68,8 @@ class Snapshots:
         self._last: Snapshot | None = None
         self._structure: tuple[Any, AnnIndex | None] = (None, None)
         self._sketch: tuple[Any, Sketch | None] = (None, None)
+        self._asked: tuple[Snapshot | None, int] = (None, 0)  # and the number of queries for ids so far
+        self._known: tuple[int, KnownRows] | None = None  # and its generation
 
     def reading(self) -> contextlib.AbstractContextManager[Reader]:
         """Returns a context manager that opens a reader of the index's present state."""
@@ -103,10 +112,31 @@ class Snapshots:
                 self._structure = key, loaded
             return self._structure[1]
 
+    def known(self) -> KnownRows | None:
+        """Returns what a search for ids needs, if the index has not changed since `learn` read it; else None."""
+        known = self._known
+        return known[1] if known is not None and self.index.database.generation() == known[0] else None
+
+    def learn(self, reader: Reader, queries: int) -> None:
+        """Counts the queries of a search for ids; after enough of them, reads the ids of all rows for `known`."""
+        snapshot, structure = self.current(reader), self.structure(reader)
+        with self._lock:
+            asked = queries + (self._asked[1] if self._asked[0] is snapshot else 0)
+            self._asked = snapshot, asked
+            if asked * PER_ROW < snapshot.flat.rows:
+                return
+            table = np.full(snapshot.flat.rows, -1, np.int64)
+            ids, rows = reader.ids_and_rows()
+            if len(rows) and not 0 <= rows.min() <= rows.max() < len(table):
+                return  # damaged; the search says so
+            table[rows] = ids
+            self._known = snapshot.generation, KnownRows(snapshot.flat, structure, snapshot.live, table)
+
     def close(self) -> None:
         """Releases the snapshot, the approximate search and the sketch."""
         with self._lock:
             self._last, self._structure, self._sketch = None, (None, None), (None, None)
+            self._asked, self._known = (None, 0), None
 
     def sketch(self, compactions: int) -> Sketch | None:
         """Returns the sketch, which makes exact searches fast; None if there is none.

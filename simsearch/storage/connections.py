@@ -111,6 +111,7 @@ class Connections:
             if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
                 with contextlib.suppress(sqlite3.OperationalError):  # other processes are reading
                     use_log(connection)
+            connection.seen = None
             connection.execute("BEGIN IMMEDIATE")
             yield connection
             connection.execute("COMMIT")

@@ -115,6 +115,17 @@ class Database:
                     yield reader
                     return
 
+    def generation(self) -> int:
+        """Returns the generation of the index, a number that grows with every commit.
+
+        Reads it only if something was committed since the last call, and so takes less time than `reading`.
+        """
+        with self._connections.borrow() as connection:
+            version = int(connection.execute("PRAGMA data_version").fetchone()[0])
+            if connection.seen is None or connection.seen[0] != version:
+                connection.seen = version, Reader(connection, self.path).state("generation")
+            return connection.seen[1]
+
     def _attach(self, reader: Reader) -> bool:
         """Gives a reader its feature files; returns False if a compaction deleted the files before they were opened."""
         if self._shards is None:

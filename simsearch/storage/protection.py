@@ -33,6 +33,11 @@ class Connection(sqlite3.Connection):
     budget: _Budget
     alone = False
     """True if the connection does not see changes that other connections make."""
+    seen: tuple[int, int] | None = None
+    """SQLite's data_version and the index's generation, as `Database.generation` has read them; None if it must read.
+
+    The data_version changes when another connection commits, but not when this one does.
+    """
 
     def execute(self, *arguments: Any) -> sqlite3.Cursor:
         self.budget.steps = 0

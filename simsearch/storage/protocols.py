@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,6 +134,20 @@ class SearchSnapshot(Protocol):
     def sources(self) -> Sources: ...
 
 
+class KnownRows(NamedTuple):
+    """What a search for ids needs of one state of an index: everything that is otherwise read from its database.
+
+    flat: the exact search. structure: the approximate search, if there is one.
+    live: the rows that belong to items, ascending; None if all rows do.
+    ids: (rows,) the id of the item in each row; -1 for a row that belongs to no item.
+    """
+
+    flat: VectorSearch
+    structure: ApproximateSearch | None
+    live: NDArray[np.int64] | None
+    ids: NDArray[np.int64]
+
+
 class OpenIndex(Protocol):
     """An index that is open: on disk (`storage.index.Index`) or in Milvus (`milvus.index.MilvusIndex`)."""
 
@@ -190,6 +204,14 @@ class Searchable(Protocol):
 
     def structure(self, reader: Any) -> ApproximateSearch | None:
         """Returns the approximate search of the index; None if all its searches are exact."""
+        ...
+
+    def known(self) -> KnownRows | None:
+        """Returns what a search for ids needs, if the index has not changed since `learn` read it; else None."""
+        ...
+
+    def learn(self, reader: Any, queries: int) -> None:
+        """Reads what `known` returns, as soon as this saves time. queries: the number of queries of a search."""
         ...
 
     def exact_facts(self, reader: Any) -> dict[str, Any]:

@@ -299,6 +299,12 @@ class _Snapshots:
     def structure(self, reader: MilvusReader) -> _Approximate | None:
         return None if reader.collection.kind in EXACT else _Approximate()
 
+    def known(self) -> None:
+        """Returns None: the rows of a Milvus collection are the ids of its items, so nothing is read for them."""
+
+    def learn(self, reader: MilvusReader, queries: int) -> None:
+        """Does nothing, see `known`."""
+
     def exact_facts(self, reader: MilvusReader) -> dict[str, Any]:
         """Returns the part of `Engine.info` about exact search, as `search.snapshot.Snapshots.exact_facts` does."""
         return {"proved": False}
