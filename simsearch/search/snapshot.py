@@ -123,8 +123,8 @@ class Snapshots:
         with self._lock:
             asked = queries + (self._asked[1] if self._asked[0] is snapshot else 0)
             self._asked = snapshot, asked
-            if asked * PER_ROW < snapshot.flat.rows:
-                return
+            if asked * PER_ROW < snapshot.flat.rows or self.index.meta.generation < snapshot.generation:
+                return  # it is too early, or `current` must still read what the writer tells in meta.json
             table = np.full(snapshot.flat.rows, -1, np.int64)
             ids, rows = reader.ids_and_rows()
             if len(rows) and not 0 <= rows.min() <= rows.max() < len(table):

@@ -12,6 +12,7 @@ import pytest
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.indexing.compact import compact
+from simsearch.indexing.meta_update import refresh_meta
 from tests.helpers.filler import Filler, Wide
 
 D = 16
@@ -26,6 +27,8 @@ def filler(tmp_path: Path) -> Filler:
 
 def learnt(engine: Engine, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The answer, after enough searches that the ids of all rows are known."""
+    with engine.index.writing(1.0):
+        refresh_meta(engine.index)
     for _ in range(8):
         found = engine.neighbours(query, 5)
     assert engine._searches.snapshots.known() is not None
@@ -49,6 +52,22 @@ def test_known_rows_give_the_same_answer(filler: Filler) -> None:
     assert filler.engine.neighbours(query[:0], 5)[0].shape == (0, 5)
     with pytest.raises(UsageError, match="too many for one answer"):
         filler.engine.neighbours(query, 2**40)
+
+
+def test_meta_of_an_unfinished_commit_is_read_first(filler: Filler) -> None:
+    """A writer tells what it has measured only after its commit."""
+    query = np.ones((1, D), np.float32)
+    learnt(filler.engine, query)
+    filler.add(np.ones((1, D)))
+    for _ in range(8):
+        assert filler.engine.neighbours(query, 5)[0][0, 0] == 301
+    assert filler.engine._searches.snapshots.known() is None
+    with Engine(filler.path, model=Wide(D)) as other, other.index.writing(1.0):
+        refresh_meta(other.index)
+    for _ in range(8):
+        assert filler.engine.neighbours(query, 5)[0][0, 0] == 301
+    assert filler.engine._searches.snapshots.known() is not None
+    assert filler.engine.meta.items == 301
 
 
 def test_nothing_is_read_while_nothing_changes(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
