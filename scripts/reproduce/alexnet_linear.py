@@ -14,8 +14,8 @@ colours) go through its convolutions and through the teacher once, and are kept 
 process; files that are there already are used. Then the layer learns: for each picture of a batch, the distribution
 over the others by the distances of their features approaches that by the target (as in CompRess, NeurIPS 2020, but by
 distances). The classifier learns to go on giving FILE's guesses. Meanwhile both are pruned and shared, the last hidden
-layer with 127 values: what it learns is finer than the 31 values of `alexnet.py --compress`, which lost all of it. With
---both the first hidden layer learns too.
+layer with 127 values: what it learns is finer than the 31 values of `alexnet.py --compress`, which lost most of it.
+With --both the first hidden layer learns too.
 
 WORK/checkpoint.pt is what `alexnet_file.py` and `judge.py` read. P@6 on the sets for choices is printed on the way.
 """
@@ -49,7 +49,9 @@ from torch import nn
 
 from simsearch.common.atomic_files import replacing
 from simsearch.evaluation.metrics import LabelledFeatures, retrieval
+from simsearch.indexing import learn_components
 from simsearch.models import larger_input, weights
+from simsearch.models.descriptors import unit
 from simsearch.models.load import load_model
 from simsearch.models.networks.build import build_network
 from simsearch.models.networks.configs import AlexNetConfig
@@ -103,7 +105,10 @@ def make_views(task: tuple[argparse.Namespace, int, int]) -> None:
         pixels = np.stack([view(picture, model.recipe.crop, random) for picture in drawn])
         features, maps = model.outputs(["features", "conv5"], pixels)
         seen = F.interpolate(
-            torch.from_numpy((pixels.astype(np.float32) - 127) / 128).permute(0, 3, 1, 2), teacher.side
+            torch.from_numpy((pixels.astype(np.float32) - 127) / 128).permute(0, 3, 1, 2),
+            teacher.side,
+            mode="bilinear",
+            align_corners=False,
         )
         for name, rows in (
             ("x", first_inputs(maps, options.side)),
@@ -119,11 +124,8 @@ def make_views(task: tuple[argparse.Namespace, int, int]) -> None:
 
 def whitened(features: np.ndarray, components: int, power: float) -> torch.Tensor:
     """Features (N, D) at unit length, centred, whitened, and at unit length again: (N, components) float32."""
-    x = F.normalize(torch.from_numpy(features.astype(np.float32)), dim=1)
-    x -= x.mean(0)
-    values, vectors = torch.linalg.eigh((x.T @ x / len(x)).double())
-    values, vectors = values.flip(0)[:components], vectors.flip(1)[:, :components]
-    return F.normalize((x @ vectors.float()) / values.clamp(min=1e-9).pow(power / 2).float(), dim=1)
+    x = unit(features.astype(np.float32))
+    return torch.from_numpy(unit(learn_components.whitened(x, components, power)(x)))
 
 
 def log_shares(near: torch.Tensor) -> torch.Tensor:

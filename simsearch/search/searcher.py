@@ -19,7 +19,14 @@ from simsearch.storage.filters import Where, conditions
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from simsearch.storage.protocols import ApproximateSearch, FeatureReader, ItemReader, KnownRows, SearchSnapshot
+    from simsearch.storage.protocols import (
+        ApproximateSearch,
+        FeatureReader,
+        ItemReader,
+        KnownRows,
+        SearchSnapshot,
+        VectorSearch,
+    )
     from simsearch.storage.reader import Item
 
 NEAR_IDENTICAL = 0.25
@@ -82,7 +89,7 @@ class Searcher:
         while pending:
             flat = queries[pending].reshape(-1, self.shards.dimension)
             exact = bool(options.get("exact")) or not self._approximate(width, permitted)
-            found = self._candidates(flat, width, permitted, exact)
+            found = _nearest_rows(self.snapshot.flat, self.structure, flat, width, permitted, exact)
             unfinished = []
             for place, number in enumerate(pending):
                 answers[number].exact &= exact
@@ -123,7 +130,7 @@ class Searcher:
                 hint=f"the index has {self.reader.count():,} items; ask for fewer neighbours or fewer vectors at once",
             )
         permitted = self._permitted(where)
-        found = self._candidates(queries, k, permitted, exact or not self._approximate(k, permitted))
+        found = _nearest_rows(self.snapshot.flat, self.structure, queries, k, permitted, exact)
         several = [each.rows for each in found]
         known = (
             self.reader.ids_at(np.unique(np.concatenate(several)) if len(several) > 1 else several[0]) if found else {}
@@ -134,14 +141,6 @@ class Searcher:
         """Returns the rows of the items that meet the conditions; None for all rows."""
         wanted = conditions(where)
         return self.reader.rows(wanted) if wanted else self.snapshot.live
-
-    def _candidates(
-        self, queries: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None, exact: bool
-    ) -> list[Neighbours]:
-        """Returns the k permitted rows nearest to each of (nq, D) queries, by the approximate search unless `exact`."""
-        if self.structure is None or exact:
-            return self.snapshot.flat.search(queries, k, permitted)
-        return self.structure.search(self.snapshot.flat, queries, k, permitted)
 
     def _approximate(self, k: int, permitted: NDArray[np.int64] | None) -> bool:
         return self.structure is not None and self.structure.can_answer(self.snapshot.flat, k, permitted)
@@ -208,13 +207,26 @@ def known_neighbours(
     k = checked_k(k)
     if k * len(queries) > MOST_NEIGHBOURS:
         return None
-    structure = known.structure
-    if structure is None or exact or not structure.can_answer(known.flat, k, known.live):
-        found = known.flat.search(queries, k, known.live)
-    else:
-        found = structure.search(known.flat, queries, k, known.live)
+    found = _nearest_rows(known.flat, known.structure, queries, k, known.live, exact)
     ids, distances = _nearest_ids(found, k, known.ids.__getitem__)
     return None if (ids[np.isfinite(distances)] < 0).any() else (ids, distances)
+
+
+def _nearest_rows(
+    flat: VectorSearch,
+    structure: ApproximateSearch | None,
+    queries: NDArray[np.float32],
+    k: int,
+    permitted: NDArray[np.int64] | None,
+    exact: bool,
+) -> list[Neighbours]:
+    """Returns the k permitted rows nearest to each of (nq, D) queries, approximately if `structure` can answer.
+
+    exact: True for an exact search in any case.
+    """
+    if structure is None or exact or not structure.can_answer(flat, k, permitted):
+        return flat.search(queries, k, permitted)
+    return structure.search(flat, queries, k, permitted)
 
 
 def _nearest_ids(

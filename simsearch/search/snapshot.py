@@ -51,9 +51,10 @@ class Snapshot:
     sources: Sources
 
 
-PER_ROW = 100
-"""The ids of all rows are read after one query for this number of rows. Reading takes as long as these queries would
-spend on reading their ids one by one."""
+ROWS_PER_QUERY = 100
+"""The ids of n rows are read after n / ROWS_PER_QUERY queries. By then, the queries have spent about as much time on
+reading the ids of their matches as it takes to read all ids.
+"""
 
 
 class Snapshots:
@@ -68,8 +69,8 @@ class Snapshots:
         self._last: Snapshot | None = None
         self._structure: tuple[Any, AnnIndex | None] = (None, None)
         self._sketch: tuple[Any, Sketch | None] = (None, None)
-        self._asked: tuple[Snapshot | None, int] = (None, 0)  # and the number of queries for ids so far
-        self._known: tuple[int, KnownRows] | None = None  # and its generation
+        self._asked: tuple[Snapshot | None, int] = (None, 0)  # the number of queries for ids of this snapshot
+        self._known: tuple[int, KnownRows] | None = None  # for `known`, with the generation of the index
 
     def reading(self) -> contextlib.AbstractContextManager[Reader]:
         """Returns a context manager that opens a reader of the index's present state."""
@@ -89,7 +90,7 @@ class Snapshots:
             same = last is not None and last.flat.rows == rows and last.flat.shards is reader.shards
             self.index.refresh()
             flat = last.flat if last is not None and same else self._flat(reader, rows)
-            self._last = Snapshot(generation, flat, live, self.index.sources(reader))
+            self._last, self._known = Snapshot(generation, flat, live, self.index.sources(reader)), None
             return self._last
 
     def structure(self, reader: Reader) -> AnnIndex | None:
@@ -123,14 +124,17 @@ class Snapshots:
         with self._lock:
             asked = queries + (self._asked[1] if self._asked[0] is snapshot else 0)
             self._asked = snapshot, asked
-            if asked * PER_ROW < snapshot.flat.rows or self.index.meta.generation < snapshot.generation:
+            if asked * ROWS_PER_QUERY < snapshot.flat.rows or self.index.meta.generation < snapshot.generation:
                 return  # it is too early, or `current` must still read what the writer tells in meta.json
-            table = np.full(snapshot.flat.rows, -1, np.int64)
-            ids, rows = reader.ids_and_rows()
-            if len(rows) and not 0 <= rows.min() <= rows.max() < len(table):
-                return  # damaged; the search says so
-            table[rows] = ids
-            self._known = snapshot.generation, KnownRows(snapshot.flat, structure, snapshot.live, table)
+            self._asked = snapshot, 0  # other threads do not read the ids too
+        table = np.full(snapshot.flat.rows, -1, np.int64)
+        ids, rows = reader.ids_and_rows()
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(table):
+            return  # damaged; the search says so
+        table[rows] = ids
+        with self._lock:
+            if self._last is snapshot:
+                self._known = snapshot.generation, KnownRows(snapshot.flat, structure, snapshot.live, table)
 
     def close(self) -> None:
         """Releases the snapshot, the approximate search and the sketch."""

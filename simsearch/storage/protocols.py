@@ -135,7 +135,7 @@ class SearchSnapshot(Protocol):
 
 
 class KnownRows(NamedTuple):
-    """What a search for ids needs of one state of an index: everything that is otherwise read from its database.
+    """The parts of one state of an index with which it can be searched for ids, without reading its database.
 
     flat: the exact search. structure: the approximate search, if there is one.
     live: the rows that belong to items, ascending; None if all rows do.

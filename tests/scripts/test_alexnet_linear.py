@@ -65,6 +65,34 @@ def test_a_view_is_a_part_of_the_picture(script):
         assert np.abs(seen[0, 0] - picture[0, 0]).max() < 100
 
 
+def test_views_are_kept_with_what_both_networks_say(script, tmp_path, monkeypatch):
+    random = np.random.default_rng(4)
+    np.save(tmp_path / "photos.npy", random.integers(0, 255, (6, 160, 160, 3), dtype=np.uint8))
+    (tmp_path / "photos.labels.txt").write_text("none\n" * 6)
+    (tmp_path / "shares.tsv").write_text("photos\t1\n")
+
+    class Taught:
+        side = 64
+
+        def __init__(self, path):
+            self.path = path
+
+        def __call__(self, x):
+            assert x.shape[1:] == (3, 64, 64) and -1 <= x.min() < x.max() <= 1.01
+            return x.mean((2, 3)), None
+
+    monkeypatch.setattr(script, "Teacher", Taught)
+    options = Namespace(pictures=tmp_path, teacher=tmp_path, file=SHIPPED, work=tmp_path, side=3)
+    script.make_views((options, 1, 5))
+    views = np.load(tmp_path / "views-1.npz")
+    assert {name: views[name].shape for name in views.files} == {"x": (5, 2304), "fc7": (5, 4096), "teach": (5, 3)}
+    network = script.begin(SHIPPED)
+    with torch.no_grad():
+        again = network.hidden(torch.from_numpy(views["x"].astype(np.float32))).numpy()
+    likeness = F.cosine_similarity(torch.from_numpy(again), torch.from_numpy(views["fc7"]).float())
+    assert likeness.min() > 0.99  # int8 and float16
+
+
 def test_last_layers_learn_and_the_others_stay(script, tmp_path, monkeypatch):
     random = np.random.default_rng(3)
     x, features, taught = (random.random((64, width)).astype(np.float16) for width in (2304, 4096, 20))
